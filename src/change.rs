@@ -1,0 +1,161 @@
+//! What happened in the database, in no dialect: tables, rows, changes, transactions.
+//!
+//! A row stays what the wire brought: a slice of bytes that is walked when it is written, never a tree of values.
+
+use std::sync::Arc;
+
+use postgres_types::Type;
+
+use crate::lsn::Lsn;
+
+/// Microseconds since 1970-01-01 00:00:00 UTC.
+pub type Micros = i64;
+
+/// One shape of a table: what a Relation message said, completed with what only the catalog knows.
+///
+/// A table that changes gets a new `Table`; rows keep the one that they were written under.
+#[derive(Debug, PartialEq)]
+pub struct Table {
+    /// Counts the shapes seen by this process; no two shapes share one.
+    pub version: u64,
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// The schema's name as the catalog has it, unquoted.
+    pub schema: String,
+    /// The table's name as the catalog has it, unquoted.
+    pub name: String,
+    /// What the log says of old rows.
+    pub identity: Identity,
+    /// In the order of the row's values.
+    pub columns: Vec<Column>,
+    /// Indexes into `columns` of what names a row, in the key's own order; empty for a table without a key.
+    pub key: Vec<usize>,
+}
+
+/// One column of one shape of a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Column {
+    /// As the catalog has it, unquoted.
+    pub name: String,
+    /// The column's type; a domain is resolved to the type below it.
+    pub ty: Type,
+    /// `atttypmod`, or the domain's; -1 when there is none.
+    pub modifier: i32,
+    /// Part of the replica identity.
+    pub identity: bool,
+}
+
+/// `REPLICA IDENTITY`: which columns of an old row the log keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// The primary key; nothing for a table without one.
+    Default,
+    /// Nothing: updates and deletes of a published table are refused by Postgres.
+    Nothing,
+    /// The whole row.
+    Full,
+    /// The columns of a chosen unique index.
+    Index,
+}
+
+/// The values of one row, in the order of the table's columns, as pgoutput sent them.
+///
+/// Shape: per column a kind byte, `n` (null), `u` (unchanged TOAST) or `t` (text), and after `t` a big-endian `u32`
+/// length and that many bytes. `pgoutput.rs` has checked it, so walking it cannot fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// Everything after the column count.
+    pub bytes: &'a [u8],
+    /// How many columns there are.
+    pub columns: u16,
+}
+
+/// What the log says of one value of a row. A column that is not in the row's table version has no `Value` at all:
+/// null, unchanged and unknown are three things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// SQL NULL.
+    Null,
+    /// A TOASTed value that the update did not touch and the log does not repeat.
+    Unchanged,
+    /// The type's text form, in the database's encoding on the wire (UTF-8).
+    Text(&'a [u8]),
+}
+
+impl<'a> Row<'a> {
+    /// The values in column order.
+    pub fn values(self) -> impl Iterator<Item = Value<'a>> {
+        let mut rest = self.bytes;
+        (0..self.columns).map(move |_| {
+            let (kind, after) = rest.split_first().expect("the decoder counted the columns");
+            rest = after;
+            match kind {
+                b'n' => Value::Null,
+                b'u' => Value::Unchanged,
+                _ => {
+                    let (len, after) = rest.split_first_chunk::<4>().expect("the decoder saw the length");
+                    let (text, after) = after.split_at(u32::from_be_bytes(*len) as usize);
+                    rest = after;
+                    Value::Text(text)
+                }
+            }
+        })
+    }
+}
+
+/// What an update or a delete says of the row as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Old<'a> {
+    /// Only the identity columns; every other column is unknown, although the wire fills it with `n`.
+    Identity(Row<'a>),
+    /// The whole row (`REPLICA IDENTITY FULL`).
+    Full(Row<'a>),
+}
+
+/// What was done to one row, or to one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// A row is there that was not.
+    Insert {
+        /// The row.
+        new: Row<'a>,
+    },
+    /// A row is another.
+    Update {
+        /// The row before: `None` when the identity did not change and is not full.
+        old: Option<Old<'a>>,
+        /// The row after; unchanged TOAST may be missing.
+        new: Row<'a>,
+    },
+    /// A row is gone.
+    Delete {
+        /// What the log kept of it.
+        old: Old<'a>,
+    },
+    /// All rows of the table are gone, untold.
+    Truncate,
+}
+
+/// One change of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Change<'a> {
+    /// The table's shape when the change was written.
+    pub table: &'a Arc<Table>,
+    /// Where the change stands in the log. Not an order: transactions interleave.
+    pub lsn: Lsn,
+    /// What was done.
+    pub op: Op<'a>,
+}
+
+/// What is known of a transaction beside its changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The transaction's id, as Begin told it (32 bits; it wraps).
+    pub xid: u32,
+    /// Where the commit record starts: the transaction's place in the order of commits.
+    pub lsn: Lsn,
+    /// Where the commit record ends: what is confirmed to Postgres once the transaction is durable elsewhere.
+    pub end: Lsn,
+    /// When it was committed, by the server's clock.
+    pub time: Micros,
+}

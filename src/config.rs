@@ -1,0 +1,223 @@
+//! YAML and environment -> `Config`, the sum of the modules' configs. Defaults are written here, once.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+/// A whole config file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[a-z0-9_]{1,54}`: names the slot, the publication and, later, the transactional id.
+    pub name: String,
+    /// Where changes come from.
+    pub source: SourceConfig,
+    /// Where events go.
+    pub sink: SinkConfig,
+    /// A record per row change.
+    pub changes: Option<ChangesConfig>,
+    /// Spill files; may be empty at any start.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// What may be used.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Probes and metrics.
+    #[serde(default)]
+    pub admin: Admin,
+}
+
+/// `source`: the database.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// A URI or keywords, as libpq has them.
+    pub postgres: Secret,
+    /// The replication slot; `offshoot_<name>` when absent.
+    pub slot: Option<String>,
+    /// The publication; `offshoot_<name>` when absent.
+    pub publication: Option<String>,
+    /// Make slot and publication when they are absent.
+    #[serde(default = "yes")]
+    pub create: bool,
+    /// `logical_decoding_work_mem` of our session; the server's own when absent.
+    pub decoding_work_mem: Option<ByteSize>,
+}
+
+/// `sink`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SinkConfig {
+    /// The only sink there is.
+    pub kafka: KafkaConfig,
+}
+
+/// `sink.kafka`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaConfig {
+    /// `host:port`, with commas between several.
+    pub brokers: String,
+    /// What is promised.
+    pub delivery: Delivery,
+    /// How topics are made.
+    #[serde(default)]
+    pub topics: Topics,
+    /// Anything librdkafka knows.
+    #[serde(default)]
+    pub properties: BTreeMap<String, Property>,
+}
+
+/// `sink.kafka.delivery`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// A crash repeats whole transactions.
+    AtLeastOnce,
+}
+
+/// `sink.kafka.topics`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Topics {
+    /// Make topics that are absent.
+    pub create: bool,
+    /// Partitions of a topic that we make.
+    pub partitions: i32,
+    /// Replicas of a topic that we make; -1 is the broker's own default.
+    pub replication: i32,
+    /// Topic properties such as `retention.ms`.
+    pub properties: BTreeMap<String, Property>,
+}
+
+/// `changes`: a record per row change.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangesConfig {
+    /// `schema.table`, names or globs.
+    pub tables: Vec<String>,
+    /// Taken out again.
+    #[serde(default)]
+    pub except: Vec<String>,
+    /// A template of `{name}`, `{schema}`, `{table}`.
+    #[serde(default = "default_topic")]
+    pub topic: String,
+    /// The dialect.
+    #[serde(default)]
+    pub format: ChangesFormat,
+    /// How `numeric` and `money` leave.
+    #[serde(default)]
+    pub decimal: Decimal,
+}
+
+/// `changes.format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangesFormat {
+    /// Debezium's envelope.
+    #[default]
+    Debezium,
+}
+
+/// `changes.decimal`, Debezium's `decimal.handling.mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decimal {
+    /// Connect's Decimal: base64 of the unscaled value; a struct with its scale where the column has none.
+    #[default]
+    Precise,
+    /// A JSON number; digits beyond a double's are lost.
+    Double,
+    /// The text as Postgres has it.
+    String,
+}
+
+/// `limits`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Assembler, queues and librdkafka's buffer together.
+    pub memory: ByteSize,
+    /// What one spill file may grow to.
+    pub spill: ByteSize,
+}
+
+/// `admin`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Where `/livez`, `/readyz` and `/metrics` answer.
+    pub listen: SocketAddr,
+}
+
+/// A text that is never printed.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+/// A property's value; YAML's numbers and booleans are taken as their text.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct Property(pub String);
+
+impl Config {
+    /// The slot's name.
+    pub fn slot(&self) -> String {
+        self.source.slot.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))
+    }
+
+    /// The publication's name.
+    pub fn publication(&self) -> String {
+        self.source.publication.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))
+    }
+}
+
+impl Secret {
+    /// The text itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        Self { create: true, partitions: 6, replication: -1, properties: BTreeMap::new() }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory: ByteSize::mib(24), spill: ByteSize::gib(10) }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8642)) }
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    "/var/lib/offshoot".into()
+}
+
+fn default_topic() -> String {
+    "{name}.{schema}.{table}".into()
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,12 @@
+//! Offshoot: committed changes of a Postgres monolith become events in Kafka, in order.
+//!
+//! The walk of one byte from the write-ahead log to Kafka, and of its position back, is the reading order of the
+//! modules below; ARCHITECTURE.md tells it with its reasons.
+
+pub mod lsn;
+pub mod change;
+pub mod transaction;
+pub mod event;
+pub mod source;
+pub mod sink;
+pub mod config;

@@ -1,0 +1,135 @@
+//! `Sink`: where records go, and how it is learnt that they are durable.
+
+use std::{error::Error, future::Future, ops::Range, sync::Arc};
+
+/// Names a transaction in flight: the ledger opened it, each of its records carries it, each acknowledgement names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// Records on their way to the sink, their bytes in one buffer, in the order in which they are to be sent.
+#[derive(Debug, Default)]
+pub struct RecordBatch {
+    /// Keys, payloads and header values; records point into it.
+    pub bytes: Vec<u8>,
+    /// In sending order.
+    pub records: Vec<Record>,
+    /// Headers of the records, each record's together.
+    pub headers: Vec<Header>,
+    topics: Vec<Arc<Topic>>,
+}
+
+/// A topic that records go to.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Topic {
+    /// A legal Kafka topic name.
+    pub name: String,
+    /// Whose rows it carries, `schema.table`, for messages about it.
+    pub table: String,
+}
+
+/// One record of a batch; ranges point into `RecordBatch::bytes`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Index for `RecordBatch::topic`.
+    pub topic: usize,
+    /// The transaction it belongs to.
+    pub ticket: Ticket,
+    /// `None` is Kafka's null key.
+    pub key: Option<Range<usize>>,
+    /// `None` is Kafka's null value: a tombstone.
+    pub payload: Option<Range<usize>>,
+    /// Range in `RecordBatch::headers`.
+    pub headers: Range<usize>,
+}
+
+/// One header of a record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// The header's key.
+    pub name: &'static str,
+    /// Its value, in `RecordBatch::bytes`.
+    pub value: Range<usize>,
+}
+
+impl RecordBatch {
+    /// The index of `topic` in this batch, entered when it is new.
+    pub fn topic_index(&mut self, topic: &Arc<Topic>) -> usize {
+        let known = self.topics.iter().rposition(|t| Arc::ptr_eq(t, topic));
+        known.unwrap_or_else(|| {
+            self.topics.push(topic.clone());
+            self.topics.len() - 1
+        })
+    }
+
+    /// The topic that a record goes to.
+    pub fn topic(&self, record: &Record) -> &Arc<Topic> {
+        &self.topics[record.topic]
+    }
+
+    /// What a record takes of the budget for records in flight: key, payload and header values.
+    pub fn len_of(&self, record: &Record) -> usize {
+        let len = |range: &Option<Range<usize>>| range.as_ref().map_or(0, |r| r.len());
+        let headers: usize = self.headers[record.headers.clone()].iter().map(|h| h.value.len()).sum();
+        len(&record.key) + len(&record.payload) + headers
+    }
+
+    /// Empties the batch and keeps its buffers.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.records.clear();
+        self.headers.clear();
+        self.topics.clear();
+    }
+}
+
+/// So many records of one transaction are durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// Whose records.
+    pub ticket: Ticket,
+    /// How many.
+    pub records: u64,
+    /// What they took of the budget, as `RecordBatch::len_of` counts.
+    pub bytes: u64,
+}
+
+/// Somewhere that records become durable, in order per key.
+pub trait Sink {
+    /// An empty batch to fill.
+    fn batch(&mut self) -> RecordBatch;
+
+    /// Takes records to send in order. Never waits: how much may be in flight is the pipeline's to bound.
+    fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError>;
+
+    /// Waits until records have become durable and appends which. Cancel safe.
+    fn acknowledged(&mut self, into: &mut Vec<Acknowledgement>) -> impl Future<Output = Result<(), SinkError>>;
+
+    /// Gives up what is in flight and ends.
+    fn close(self) -> impl Future<Output = ()>;
+}
+
+/// Why a sink takes no more, sorted by what is to be done about it.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// It passes: connect again and go on from the slot.
+    #[error("{0}")]
+    Passing(#[source] Box<dyn Error + Send + Sync>),
+    /// Kafka refuses for good: a right, a setting. The text says how to mend it.
+    #[error("{0}")]
+    Refused(#[source] Box<dyn Error + Send + Sync>),
+    /// One record is refused for good, such as one that is larger than the broker takes.
+    #[error("{reason}")]
+    Record {
+        /// Whose record it is; the pipeline knows the LSN.
+        ticket: Ticket,
+        /// `schema.table`.
+        table: String,
+        /// The record's key as text; empty when it has none.
+        key: String,
+        /// Bytes of its value.
+        size: usize,
+        /// What Kafka said, and how to mend it.
+        #[source]
+        reason: Box<dyn Error + Send + Sync>,
+    },
+}

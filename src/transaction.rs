@@ -1,0 +1,226 @@
+//! `Transaction`: the changes of one commit, in memory or, when they are too many, in a spill file without a name.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use crate::{
+    change::{Change, Commit, Old, Op, Row, Table},
+    lsn::Lsn,
+};
+
+/// Where and when a transaction leaves memory.
+#[derive(Clone, Debug)]
+pub struct Spill {
+    /// The directory of the spill file.
+    pub dir: PathBuf,
+    /// Bytes of changes that one transaction may hold in memory.
+    pub memory_max: usize,
+    /// Bytes that a spill file may grow to.
+    pub file_max: u64,
+}
+
+/// The changes of one transaction: written in order, then read once in order.
+///
+/// Shape of a stored change, in memory and on disk: a fixed head (`HEAD` bytes: operation, kind of the old row, table,
+/// LSN, and length and column count of the old and of the new row), then the bytes of the rows as the wire had them.
+#[derive(Debug)]
+pub struct Transaction {
+    /// Set when the commit has been read.
+    pub commit: Commit,
+    tables: Vec<Arc<Table>>,
+    /// What has not been spilled yet while writing; the window on the file while reading.
+    buffer: Vec<u8>,
+    /// Where the next change starts in `buffer`.
+    read: usize,
+    /// How many changes there are.
+    len: u64,
+    spilled: Option<Spilled>,
+}
+
+#[derive(Debug)]
+struct Spilled {
+    file: File,
+    /// Bytes in the file.
+    len: u64,
+    /// Bytes of it that have been read back.
+    read: u64,
+}
+
+/// The spill file cannot be made, written or read, or would grow above its limit.
+#[derive(Debug, thiserror::Error)]
+pub enum SpillError {
+    /// The operating system says no.
+    #[error("use a spill file in {}: {source}; data_dir must be writable and have room", dir.display())]
+    Io {
+        /// `data_dir`.
+        dir: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The transaction is larger than `limits.spill`.
+    #[error("hold a transaction of more than {max} bytes; raise limits.spill")]
+    TooLarge {
+        /// `limits.spill`.
+        max: u64,
+    },
+}
+
+const HEAD: usize = 30;
+/// How much of a spill file is read at once.
+const READ_BYTES: usize = 256 * 1024;
+
+impl Transaction {
+    /// An empty transaction.
+    pub fn new() -> Self {
+        let commit = Commit { xid: 0, lsn: Lsn::INVALID, end: Lsn::INVALID, time: 0 };
+        Self { commit, tables: Vec::new(), buffer: Vec::new(), read: 0, len: 0, spilled: None }
+    }
+
+    /// How many changes it holds, read or not.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it holds no change.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether its changes are on disk.
+    pub fn is_spilled(&self) -> bool {
+        self.spilled.is_some()
+    }
+
+    /// Empties it and keeps its buffer, unless a large row has made that larger than `keep_max` bytes.
+    pub fn clear(&mut self, keep_max: usize) {
+        self.tables.clear();
+        self.buffer.clear();
+        self.buffer.shrink_to(keep_max);
+        (self.read, self.len, self.spilled) = (0, 0, None);
+    }
+
+    /// Appends a change.
+    pub fn push(&mut self, table: &Arc<Table>, lsn: Lsn, op: Op<'_>, spill: &Spill) -> Result<(), SpillError> {
+        let table = self.table_index(table);
+        let none = Row { bytes: &[], columns: 0 };
+        let (tag, old_kind, old, new) = match op {
+            Op::Insert { new } => (b'I', 0, none, new),
+            Op::Update { old: None, new } => (b'U', 0, none, new),
+            Op::Update { old: Some(Old::Identity(old)), new } => (b'U', b'K', old, new),
+            Op::Update { old: Some(Old::Full(old)), new } => (b'U', b'O', old, new),
+            Op::Delete { old: Old::Identity(old) } => (b'D', b'K', old, none),
+            Op::Delete { old: Old::Full(old) } => (b'D', b'O', old, none),
+            Op::Truncate => (b'T', 0, none, none),
+        };
+        let buffer = &mut self.buffer;
+        buffer.reserve(HEAD + old.bytes.len() + new.bytes.len());
+        buffer.extend_from_slice(&[tag, old_kind]);
+        buffer.extend_from_slice(&table.to_ne_bytes());
+        buffer.extend_from_slice(&lsn.0.to_ne_bytes());
+        for row in [old, new] {
+            buffer.extend_from_slice(&(row.bytes.len() as u32).to_ne_bytes());
+            buffer.extend_from_slice(&u32::from(row.columns).to_ne_bytes());
+        }
+        buffer.extend_from_slice(old.bytes);
+        buffer.extend_from_slice(new.bytes);
+        self.len += 1;
+        if self.buffer.len() > spill.memory_max { self.spill(spill) } else { Ok(()) }
+    }
+
+    /// The next change that has not been read.
+    pub fn next(&mut self) -> io::Result<Option<Change<'_>>> {
+        if !self.fill(HEAD)? {
+            return Ok(None);
+        }
+        let head = &self.buffer[self.read..self.read + HEAD];
+        let u32_at = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().expect("four bytes")) as usize;
+        let (tag, old_kind, table) = (head[0], head[1], u32_at(2));
+        let lsn = Lsn(u64::from_ne_bytes(head[6..14].try_into().expect("eight bytes")));
+        let (old_len, old_columns, new_len, new_columns) = (u32_at(14), u32_at(18), u32_at(22), u32_at(26));
+        if !self.fill(HEAD + old_len + new_len)? {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let old_at = self.read + HEAD;
+        let new_at = old_at + old_len;
+        self.read = new_at + new_len;
+        let old = Row { bytes: &self.buffer[old_at..new_at], columns: old_columns as u16 };
+        let new = Row { bytes: &self.buffer[new_at..self.read], columns: new_columns as u16 };
+        let old = match old_kind {
+            b'K' => Some(Old::Identity(old)),
+            b'O' => Some(Old::Full(old)),
+            _ => None,
+        };
+        let op = match tag {
+            b'I' => Op::Insert { new },
+            b'U' => Op::Update { old, new },
+            b'D' => Op::Delete { old: old.expect("a delete was written with its old row") },
+            _ => Op::Truncate,
+        };
+        Ok(Some(Change { table: &self.tables[table], lsn, op }))
+    }
+
+    /// Ends the writing: what was spilled is read from its start.
+    pub fn rewind(&mut self, spill: &Spill) -> Result<(), SpillError> {
+        if self.spilled.is_some() {
+            self.spill(spill)?;
+            let spilled = self.spilled.as_mut().expect("just spilled");
+            spilled.file.seek(SeekFrom::Start(0)).map_err(|source| SpillError::Io { dir: spill.dir.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    fn table_index(&mut self, table: &Arc<Table>) -> u32 {
+        let known = self.tables.iter().rposition(|t| Arc::ptr_eq(t, table));
+        known.unwrap_or_else(|| {
+            self.tables.push(table.clone());
+            self.tables.len() - 1
+        }) as u32
+    }
+
+    fn spill(&mut self, spill: &Spill) -> Result<(), SpillError> {
+        let failed = |source| SpillError::Io { dir: spill.dir.clone(), source };
+        if self.spilled.is_none() {
+            // Without a name from the start: it is gone when the process is, however that ends.
+            let file = tempfile::tempfile_in(&spill.dir).map_err(failed)?;
+            self.spilled = Some(Spilled { file, len: 0, read: 0 });
+        }
+        let spilled = self.spilled.as_mut().expect("just made");
+        if spilled.len + self.buffer.len() as u64 > spill.file_max {
+            return Err(SpillError::TooLarge { max: spill.file_max });
+        }
+        spilled.file.write_all(&self.buffer).map_err(failed)?;
+        spilled.len += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Sees to it that `want` unread bytes are in the buffer; false at the end of the changes.
+    fn fill(&mut self, want: usize) -> io::Result<bool> {
+        let have = self.buffer.len() - self.read;
+        if have >= want {
+            return Ok(true);
+        }
+        let Some(spilled) = &mut self.spilled else { return Ok(false) };
+        let left = (spilled.len - spilled.read) as usize;
+        if left < want - have {
+            return Ok(false);
+        }
+        self.buffer.copy_within(self.read.., 0);
+        let take = READ_BYTES.max(want - have).min(left);
+        self.buffer.resize(have + take, 0);
+        spilled.file.read_exact(&mut self.buffer[have..])?;
+        spilled.read += take as u64;
+        self.read = 0;
+        Ok(true)
+    }
+}
+
+impl Default for Transaction {
+    fn default() -> Self {
+        Self::new()
+    }
+}
