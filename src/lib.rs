@@ -9,4 +9,7 @@ pub mod transaction;
 pub mod event;
 pub mod source;
 pub mod sink;
+pub mod postgres;
+pub mod ledger;
+pub mod exit;
 pub mod config;
