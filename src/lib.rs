@@ -10,3 +10,8 @@ pub mod event;
 pub mod source;
 pub mod sink;
 pub mod config;
+pub mod exit;
+pub mod finding;
+pub mod telemetry;
+pub mod admin;
+pub mod cli;
