@@ -10,6 +10,7 @@ pub mod event;
 pub mod source;
 pub mod sink;
 pub mod postgres;
+pub mod kafka;
 pub mod ledger;
 pub mod config;
 pub mod exit;
