@@ -1,9 +1,31 @@
 //! YAML and environment -> `Config`, the sum of the modules' configs. Defaults are written here, once.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+//!
+//! In three steps: `tree.rs` reads the YAML and keeps every place, `walk.rs` puts variables and secret files in and makes
+//! the structs below, `check.rs` refuses what is well-formed and cannot work.
+
+mod tree;
+mod walk;
+mod check;
+mod fault;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{self, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use bytesize::ByteSize;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+pub use fault::Fault;
+use walk::Walk;
+
+/// What a config file may hold; a larger one is the wrong file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A whole config file.
 #[derive(Clone, Debug, Deserialize)]
@@ -42,6 +64,7 @@ pub struct SourceConfig {
     #[serde(default = "yes")]
     pub create: bool,
     /// `logical_decoding_work_mem` of our session; the server's own when absent.
+    #[serde(default, deserialize_with = "some_size")]
     pub decoding_work_mem: Option<ByteSize>,
 }
 
@@ -138,8 +161,10 @@ pub enum Decimal {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Assembler, queues and librdkafka's buffer together.
+    #[serde(deserialize_with = "size")]
     pub memory: ByteSize,
     /// What one spill file may grow to.
+    #[serde(deserialize_with = "size")]
     pub spill: ByteSize,
 }
 
@@ -148,6 +173,7 @@ pub struct Limits {
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where `/livez`, `/readyz` and `/metrics` answer.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
 }
 
@@ -156,12 +182,50 @@ pub struct Admin {
 #[serde(transparent)]
 pub struct Secret(String);
 
-/// A property's value; YAML's numbers and booleans are taken as their text.
-#[derive(Clone, Debug, Deserialize)]
+/// A property's value; YAML's numbers and booleans are taken as their text. Not printed: it may be `sasl.password`'s.
+#[derive(Clone, PartialEq, Deserialize)]
 #[serde(transparent)]
 pub struct Property(pub String);
 
+/// The config cannot be used; exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file itself.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// As it was named.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Something in it.
+    #[error("{0}")]
+    Refused(#[from] Box<Fault>),
+}
+
 impl Config {
+    /// Reads a config file, with the process's environment.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let failed = |source| ConfigError::Read { path: path.into(), source };
+        let mut text = String::new();
+        let len = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
+        if len.map_err(failed)? as u64 > FILE_BYTES_MAX {
+            return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB")));
+        }
+        Self::parse(&text, &path.display().to_string(), &|name| std::env::var(name).ok())
+    }
+
+    /// Reads a config from `text`; `file` is how messages call it, `env` knows the variables.
+    pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let config = tree::parse(text).and_then(|tree| {
+            let config = Config::deserialize(Walk::new(&tree, env))?;
+            check::check(&config, &tree)?;
+            Ok(config)
+        });
+        config.map_err(|flaw| ConfigError::Refused(Box::new(flaw.told(file, text))))
+    }
+
     /// The slot's name.
     pub fn slot(&self) -> String {
         self.source.slot.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))
@@ -186,8 +250,14 @@ impl From<String> for Secret {
     }
 }
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Debug for Property {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
@@ -221,3 +291,26 @@ fn default_topic() -> String {
 fn yes() -> bool {
     true
 }
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom("a size is wanted, such as 24MiB or 10GiB"))
+}
+
+fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+    struct Size(ByteSize);
+    impl<'de> Deserialize<'de> for Size {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            size(deserializer).map(Size)
+        }
+    }
+    Ok(Option::<Size>::deserialize(deserializer)?.map(|size| size.0))
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom("an address and a port are wanted, such as 127.0.0.1:8642"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,60 @@
-fn main() {}
+//! Arguments -> config -> telemetry -> the command -> exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use offshoot::{
+    cli::{Arguments, Command},
+    config::Config,
+    exit::Exit,
+    telemetry,
+};
+
+fn main() -> ExitCode {
+    keep_few_arenas();
+    let arguments = Arguments::parse();
+    let config = match Config::load(arguments.config()) {
+        Ok(config) => config,
+        Err(error) => return refuse(&error, Exit::from(&error)),
+    };
+    if let Err(error) = telemetry::init(arguments.logs()) {
+        return refuse(&error, Exit::Config);
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&error, Exit::Unexpected),
+    };
+    runtime.block_on(perform(&arguments.command, &config)).into()
+}
+
+/// Does what was asked for.
+async fn perform(command: &Command, config: &Config) -> Exit {
+    let asked = match command {
+        Command::Run(_) => "run",
+        Command::Check(_) => "check",
+        Command::Drop(_) => "drop",
+    };
+    tracing::error!(
+        name = config.name,
+        "this build reads configs and nothing else: `{asked}` is not joined to the servers"
+    );
+    Exit::Unexpected
+}
+
+/// Says on stderr why nothing was begun.
+fn refuse(error: &dyn std::error::Error, exit: Exit) -> ExitCode {
+    let style = clap::builder::Styles::styled();
+    let style = style.get_error();
+    anstream::eprintln!("{style}error:{style:#} {error}");
+    exit.into()
+}
+
+/// glibc gives each thread a heap of its own and keeps what is freed there; librdkafka has a dozen threads. Two heaps keep
+/// the process within `limits.memory` and cost no measurable speed.
+fn keep_few_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: called first, with no other thread about.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}

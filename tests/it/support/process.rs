@@ -47,10 +47,11 @@ pub fn remove_at_end(container: &str) {
     writeln!(file, "{container}").unwrap();
 }
 
-/// A child process in a group of its own. Dropped, it is killed.
+/// A child process in a group of its own. Dropped, it gets the signal that it would get at our end.
 pub struct Process {
     name: String,
     child: Child,
+    at_our_end: libc::c_int,
 }
 
 impl Process {
@@ -72,7 +73,7 @@ impl Process {
         SPAWNER.send((command, reply)).expect("the spawning thread never ends");
         let child = child.recv().expect("the spawning thread answers")?;
         running().push((child.id(), at_our_end));
-        Ok(Process { name: name.into(), child })
+        Ok(Process { name: name.into(), child, at_our_end })
     }
 
     /// Its process id.
@@ -145,7 +146,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.kill();
+        self.signal(self.at_our_end);
+        // It may be frozen.
+        self.signal(libc::SIGCONT);
+        if wait::attempt(KILL_MAX, || self.exited()).is_err() {
+            self.kill();
+        }
     }
 }
 

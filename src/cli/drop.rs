@@ -1,0 +1,135 @@
+//! What is to be dropped -> the answer of whoever sits at the terminal.
+
+use std::{
+    error::Error,
+    io::{self, BufRead, IsTerminal, Write},
+};
+
+use crate::exit::Exit;
+
+/// May it be dropped?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Drop it.
+    Yes,
+    /// Leave it.
+    No,
+    /// Nobody is there to be asked, and `--yes` was not given.
+    NobodyThere,
+}
+
+/// How consent is had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// `--yes`.
+    Given,
+    /// Somebody sits at the terminal.
+    Ask,
+    /// Standard input is a pipe or a file.
+    Nobody,
+}
+
+impl Consent {
+    /// From `--yes`, and from what standard input is.
+    pub fn new(yes: bool, terminal: bool) -> Self {
+        match (yes, terminal) {
+            (true, _) => Self::Given,
+            (false, true) => Self::Ask,
+            (false, false) => Self::Nobody,
+        }
+    }
+}
+
+/// Says what will be dropped, asks unless `yes`, and drops it.
+pub async fn drop<D, E>(things: &[String], yes: bool, drop_all: D) -> Exit
+where
+    D: AsyncFnOnce() -> Result<(), E>,
+    E: Error,
+{
+    let stdin = io::stdin();
+    let consent = Consent::new(yes, stdin.is_terminal());
+    match ask(things, consent, &mut stdin.lock(), &mut anstream::stderr()) {
+        Ok(Answer::Yes) => {}
+        Ok(Answer::No) => {
+            anstream::eprintln!("nothing was dropped");
+            return Exit::Clean;
+        }
+        Ok(Answer::NobodyThere) => {
+            anstream::eprintln!("nothing was dropped: there is nobody to ask; add --yes");
+            return Exit::Config;
+        }
+        Err(error) => {
+            anstream::eprintln!("nothing was dropped: the answer cannot be read: {error}");
+            return Exit::Unexpected;
+        }
+    }
+    match drop_all().await {
+        Ok(()) => {
+            anstream::eprintln!("dropped");
+            Exit::Clean
+        }
+        Err(error) => {
+            anstream::eprintln!("failed to drop: {error}");
+            Exit::Source
+        }
+    }
+}
+
+/// Says what will be dropped, then asks where it must.
+pub fn ask(things: &[String], consent: Consent, from: &mut dyn BufRead, to: &mut dyn Write) -> io::Result<Answer> {
+    writeln!(to, "This drops, for good:")?;
+    for thing in things {
+        writeln!(to, "  {thing}")?;
+    }
+    match consent {
+        Consent::Given => return Ok(Answer::Yes),
+        Consent::Nobody => return Ok(Answer::NobodyThere),
+        Consent::Ask => {}
+    }
+    write!(to, "Changes that are committed from now on will not be published. Drop? [y/N] ")?;
+    to.flush()?;
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    match line.trim().to_lowercase().as_str() {
+        "y" | "yes" => Ok(Answer::Yes),
+        _ => Ok(Answer::No),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(consent: Consent, typed: &str) -> (Answer, String) {
+        let mut said = Vec::new();
+        let things = ["slot offshoot_shop".into(), "publication offshoot_shop".into()];
+        let answer = ask(&things, consent, &mut typed.as_bytes(), &mut said).unwrap();
+        (answer, String::from_utf8(said).unwrap())
+    }
+
+    #[test]
+    fn says_first_what_it_will_drop() {
+        let (_, said) = asked(Consent::Given, "");
+        assert_eq!(said, "This drops, for good:\n  slot offshoot_shop\n  publication offshoot_shop\n");
+    }
+
+    #[test]
+    fn only_a_yes_is_a_yes() {
+        for (typed, answer) in [
+            ("y\n", Answer::Yes),
+            ("YES\n", Answer::Yes),
+            ("\n", Answer::No),
+            ("", Answer::No),
+            ("no\n", Answer::No),
+            ("yep\n", Answer::No),
+        ] {
+            assert_eq!(asked(Consent::Ask, typed).0, answer, "{typed:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_in_a_pipe_unless_told() {
+        assert_eq!(asked(Consent::new(false, false), "y\n").0, Answer::NobodyThere);
+        assert_eq!(asked(Consent::new(true, false), "").0, Answer::Yes);
+    }
+}
