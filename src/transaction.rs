@@ -168,7 +168,10 @@ impl Transaction {
         if self.spilled.is_some() {
             self.spill(spill)?;
             let spilled = self.spilled.as_mut().expect("just spilled");
-            spilled.file.seek(SeekFrom::Start(0)).map_err(|source| SpillError::Io { dir: spill.dir.clone(), source })?;
+            spilled
+                .file
+                .seek(SeekFrom::Start(0))
+                .map_err(|source| SpillError::Io { dir: spill.dir.clone(), source })?;
         }
         Ok(())
     }
