@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::{
+    change::Commit,
     lsn::Lsn,
     sink::{Acknowledgement, Ticket},
 };
@@ -19,14 +20,15 @@ pub struct Ledger {
     oldest: u64,
     tickets: VecDeque<Entry>,
     bytes: u64,
+    delivered: Option<Commit>,
     #[cfg(test)]
     planted: Option<PlantedBug>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// Where the transaction's commit record starts; for a keepalive, where it ends too.
-    commit: Lsn,
+    /// `None` for a keepalive.
+    commit: Option<Commit>,
     /// What is confirmed when it and all before it have retired.
     end: Lsn,
     /// Records sent and not acknowledged.
@@ -55,14 +57,16 @@ impl Ledger {
             oldest: 0,
             tickets: VecDeque::new(),
             bytes: 0,
+            delivered: None,
             #[cfg(test)]
             planted: None,
         }
     }
 
-    /// Opens the ticket of a transaction whose commit record stands from `commit` to `end`.
-    pub fn open(&mut self, commit: Lsn, end: Lsn) -> Ticket {
-        self.tickets.push_back(Entry { commit, end, pending: 0, closed: false });
+    /// Opens the ticket of a transaction.
+    pub fn open(&mut self, commit: Commit) -> Ticket {
+        let end = commit.end;
+        self.tickets.push_back(Entry { commit: Some(commit), end, pending: 0, closed: false });
         #[cfg(test)]
         if self.planted == Some(PlantedBug::ConfirmsReceived) {
             self.confirmed = end;
@@ -90,7 +94,7 @@ impl Ledger {
             Some(last) if last.closed && last.pending == 0 => last.end = last.end.max(position),
             _ => {
                 let end = position.max(self.tickets.back().map_or(self.confirmed, |last| last.end));
-                self.tickets.push_back(Entry { commit: end, end, pending: 0, closed: true });
+                self.tickets.push_back(Entry { commit: None, end, pending: 0, closed: true });
             }
         }
         self.retire();
@@ -128,10 +132,20 @@ impl Ledger {
         self.tickets.len()
     }
 
-    /// Where the commit record of a ticket in flight starts.
-    pub fn commit_of(&self, ticket: Ticket) -> Option<Lsn> {
+    /// The commit of a transaction in flight.
+    pub fn commit_of(&self, ticket: Ticket) -> Option<Commit> {
         let index = ticket.0.checked_sub(self.oldest)?;
-        self.tickets.get(index as usize).map(|entry| entry.commit)
+        self.tickets.get(index as usize)?.commit
+    }
+
+    /// The commit of the oldest transaction in flight.
+    pub fn oldest(&self) -> Option<Commit> {
+        self.tickets.iter().find_map(|entry| entry.commit)
+    }
+
+    /// The commit of the newest transaction that has retired.
+    pub fn delivered(&self) -> Option<Commit> {
+        self.delivered
     }
 
     fn entry(&mut self, ticket: Ticket) -> &mut Entry {
@@ -145,6 +159,7 @@ impl Ledger {
                 break;
             }
             self.confirmed = self.confirmed.max(front.end);
+            self.delivered = front.commit.or(self.delivered);
             self.tickets.pop_front();
             self.oldest += 1;
         }
@@ -171,8 +186,12 @@ impl Ledger {
 mod tests {
     use super::*;
 
+    fn commit(end: u64) -> Commit {
+        Commit { xid: 1, lsn: Lsn(end - 1), end: Lsn(end), time: 0 }
+    }
+
     fn transaction(ledger: &mut Ledger, end: u64, records: u64) -> Ticket {
-        let ticket = ledger.open(Lsn(end - 1), Lsn(end));
+        let ticket = ledger.open(commit(end));
         ledger.sent(ticket, records, records * 100);
         ledger.close(ticket);
         ticket
@@ -199,15 +218,17 @@ mod tests {
     #[test]
     fn a_transaction_that_is_still_being_sent_holds_what_comes_after() {
         let mut ledger = Ledger::new(Lsn(0));
-        let ticket = ledger.open(Lsn(9), Lsn(10));
+        let ticket = ledger.open(commit(10));
         ledger.sent(ticket, 1, 100);
         acknowledge(&mut ledger, ticket, 1);
         ledger.progress(Lsn(30));
         assert_eq!(ledger.confirmed(), Lsn(0));
-        assert_eq!(ledger.commit_of(ticket), Some(Lsn(9)));
+        assert_eq!((ledger.commit_of(ticket), ledger.oldest()), (Some(commit(10)), Some(commit(10))));
+        assert_eq!(ledger.delivered(), None);
         ledger.close(ticket);
         assert_eq!(ledger.confirmed(), Lsn(30));
-        assert_eq!(ledger.commit_of(ticket), None);
+        assert_eq!((ledger.commit_of(ticket), ledger.oldest()), (None, None));
+        assert_eq!(ledger.delivered(), Some(commit(10)));
     }
 
     #[test]

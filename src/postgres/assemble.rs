@@ -301,8 +301,8 @@ fn resolve(oid: u32, modifier: i32, facts: &TableFacts, types: &HashMap<u32, (St
     if let Some(ty) = Type::from_oid(oid) {
         return (ty, modifier);
     }
-    if let Some((ty, domain_modifier)) = facts.types.get(&oid) {
-        return (ty.clone(), if modifier == -1 { *domain_modifier } else { modifier });
+    if let Some(fact) = facts.types.get(&oid) {
+        return (fact.ty.clone(), fact.modifier.unwrap_or(modifier));
     }
     let (schema, name) = types.get(&oid).map_or(("", ""), |(schema, name)| (schema, name));
     // A domain is told under the name of the type below it, which may be built in.
@@ -326,7 +326,7 @@ fn key(identity: Identity, columns: &[Column], facts: &TableFacts) -> Vec<usize>
         return if set(&ordered) == set(&flagged) { ordered } else { flagged };
     }
     match indexes(&facts.primary_key) {
-        key if key.is_empty() => indexes(&facts.unique),
+        key if key.is_empty() => facts.unique.as_deref().map(indexes).unwrap_or_default(),
         key => key,
     }
 }
@@ -342,6 +342,7 @@ mod tests {
     use crate::postgres::{
         compose::{self, Cell},
         pgoutput,
+        wire::TypeFact,
     };
 
     const COLUMNS: &[(bool, &str, u32, i32)] = &[(false, "note", 25, -1), (true, "b", 23, -1), (true, "a", 23, -1)];
@@ -448,7 +449,7 @@ mod tests {
         assert_eq!(key_of(b'f', &full, primary(&["a"])), "a");
         assert_eq!(key_of(b'f', &full, primary(&["new_column"])), "");
         let keyless: Vec<_> = COLUMNS.iter().map(|c| (false, c.1, c.2, c.3)).collect();
-        let unique = TableFacts { unique: strings(&["b"]), ..TableFacts::default() };
+        let unique = TableFacts { unique: Some(strings(&["b"])), ..TableFacts::default() };
         assert_eq!(key_of(b'd', &keyless, unique), "b");
         assert_eq!(key_of(b'n', &keyless, primary(&["a"])), "a");
         assert_eq!(key_of(b'd', &keyless, TableFacts::default()), "");
@@ -464,7 +465,7 @@ mod tests {
             push(&mut assembler, 0, &ty).unwrap();
         }
         let columns = [(false, "gone", 20_000, -1), (false, "mood", 20_001, -1), (false, "price", 20_002, -1)];
-        let types = HashMap::from([(20_002, (Type::NUMERIC, 655_366))]);
+        let types = HashMap::from([(20_002, TypeFact { ty: Type::NUMERIC, modifier: Some(655_366) })]);
         tell(
             &mut assembler,
             &compose::relation(1, "public", "t", b'n', &columns),
