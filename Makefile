@@ -20,7 +20,8 @@ test: setup ## format, lints, unit tests, and the tests on real servers
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) test --release
 
-demo: setup ## a Postgres, a Kafka and Offshoot between them: SQL and its records side by side
+demo: ## a Postgres, a Kafka and Offshoot between them: SQL and its records side by side
+	@scripts/setup demo
 	$(CARGO) build --release --bin offshoot --example demo
 	@target/release/examples/demo $(DEMO)
 

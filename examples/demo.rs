@@ -24,8 +24,8 @@ use serde_json::{Map, Value, json};
 
 use support::{
     kafka::{self, Record},
-    offshoot::{Config, Offshoot, START_MAX},
     postgres::{self, Session, Version},
+    program::{Config, Offshoot, START_MAX},
 };
 
 const SCHEMA: &str = include_str!("../tests/fixtures/ticketmonster/schema.sql");
@@ -57,7 +57,9 @@ struct Arguments {
 fn main() {
     let arguments = Arguments::parse();
     std::panic::set_hook(Box::new(|panic| {
-        let message = panic.payload_as_str().unwrap_or("it ended unexpectedly");
+        let payload = panic.payload();
+        let message = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+        let message = message.unwrap_or("it ended unexpectedly");
         eprintln!("demo: {message}");
     }));
     thread::spawn(stop_on_signal);
@@ -408,13 +410,14 @@ fn plain(value: &Value) -> String {
 fn wrap(text: &str, width: usize, style: Style) -> Vec<Line> {
     let mut lines: Vec<String> = vec![String::new()];
     for word in text.split(' ') {
+        let last = lines.len() == LINES_MAX;
         let line = lines.last_mut().expect("there is a first line");
-        let fits = line.chars().count() + 1 + word.chars().count() <= width;
-        match lines.len() {
-            _ if line.is_empty() => *line = word.into(),
-            _ if fits => *line += &format!(" {word}"),
-            LINES_MAX => *line += &format!(" {word}"),
-            _ => lines.push(format!("  {word}")),
+        if line.is_empty() {
+            *line = word.into();
+        } else if last || line.chars().count() + 1 + word.chars().count() <= width {
+            *line += &format!(" {word}");
+        } else {
+            lines.push(format!("  {word}"));
         }
     }
     lines.into_iter().map(|text| Line { style, text: cut(&text, width) }).collect()

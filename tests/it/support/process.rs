@@ -255,7 +255,7 @@ static RUN: LazyLock<Run> = LazyLock::new(|| {
     let script = r#"
         read -r _
         [ -s "$1/containers" ] && xargs docker rm --force --volumes <"$1/containers"
-        for _ in $(seq 100); do rm -rf "$1" && exit; sleep 0.1; done"#;
+        for _ in $(seq 100); do chmod -R u+w "$1"; rm -rf "$1" && exit; sleep 0.1; done"#;
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh"]).arg(&dir).current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,7 +1,7 @@
 //! Where servers come from: what `make setup` fetched, a Docker engine, or an address in the environment.
 
 use std::{
-    env, fs,
+    fs,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -17,11 +17,9 @@ pub const REMEDY: &str = "run `make setup`, which installs and fetches what the 
 /// What `make setup` fetched, when it is whole.
 pub fn fetched() -> Option<&'static Path> {
     static SERVERS: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-        let link = Path::new(env!("CARGO_MANIFEST_DIR")).join(".servers");
-        let dir = env::var_os("OFFSHOOT_SERVERS").map_or(link, PathBuf::from);
         // Its true path: a server that runs as another user may not be able to follow the link.
-        let dir = fs::canonicalize(dir).ok()?;
-        dir.join("stamp").exists().then_some(dir)
+        let dir = fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join(".servers")).ok()?;
+        dir.join("whole").exists().then_some(dir)
     });
     SERVERS.as_deref()
 }
