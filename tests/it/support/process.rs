@@ -234,6 +234,8 @@ extern "C" fn end_run() {
         let ended = || unsafe { libc::waitpid(*pid as libc::pid_t, ptr::null_mut(), libc::WNOHANG) } != 0;
         let _ = wait::attempt(KILL_MAX, ended);
     }
+    // Other threads still run, and would ask after children that have been reaped here: let them wait for the end.
+    std::mem::forget(running);
     let shell = RUN.shell.lock().unwrap_or_else(|e| e.into_inner()).take();
     if let Some(mut shell) = shell {
         drop(shell.stdin.take());
