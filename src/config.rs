@@ -278,6 +278,18 @@ impl Default for Admin {
     }
 }
 
+impl Default for ChangesConfig {
+    fn default() -> Self {
+        Self {
+            tables: Vec::new(),
+            except: Vec::new(),
+            topic: default_topic(),
+            format: ChangesFormat::default(),
+            decimal: Decimal::default(),
+        }
+    }
+}
+
 fn default_data_dir() -> PathBuf {
     "/var/lib/offshoot".into()
 }

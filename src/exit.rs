@@ -54,7 +54,7 @@ impl From<&ConfigError> for Exit {
 impl From<&SourceError> for Exit {
     fn from(error: &SourceError) -> Self {
         match error {
-            SourceError::Passing(_) => Exit::Unexpected,
+            SourceError::Passing(_) | SourceError::Spill(_) => Exit::Unexpected,
             SourceError::Refused(_) => Exit::Source,
             SourceError::SlotLost(_) => Exit::SlotLost,
             SourceError::Undecodable(_) => Exit::Undecodable,

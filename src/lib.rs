@@ -9,9 +9,17 @@ pub mod transaction;
 pub mod event;
 pub mod source;
 pub mod sink;
+pub mod postgres;
+pub mod format;
+pub mod kafka;
+pub mod ledger;
+pub mod pipeline;
+pub mod supervisor;
 pub mod config;
 pub mod exit;
 pub mod finding;
 pub mod telemetry;
 pub mod admin;
 pub mod cli;
+#[cfg(test)]
+mod simulation;

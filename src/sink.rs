@@ -61,6 +61,11 @@ impl RecordBatch {
         })
     }
 
+    /// The topics that its records go to.
+    pub fn topics(&self) -> &[Arc<Topic>] {
+        &self.topics
+    }
+
     /// The topic that a record goes to.
     pub fn topic(&self, record: &Record) -> &Arc<Topic> {
         &self.topics[record.topic]

@@ -2,7 +2,10 @@
 
 use std::{error::Error, future::Future};
 
-use crate::{lsn::Lsn, transaction::Transaction};
+use crate::{
+    lsn::Lsn,
+    transaction::{SpillError, Transaction},
+};
 
 /// What a source gives, in commit order.
 #[derive(Debug)]
@@ -24,9 +27,12 @@ pub trait Source {
     /// Takes a transaction back that has been read, for its buffers.
     fn recycle(&mut self, transaction: Transaction);
 
+    /// Whether the source asks for a `confirm` now, moved or not.
+    fn status_wanted(&self) -> bool;
+
     /// Tells the source that everything before `confirmed` is durable elsewhere and may be forgotten.
     ///
-    /// Also the sign of life: the pipeline calls it at least every `STATUS_INTERVAL`, moved or not.
+    /// Also the sign of life: the pipeline calls it at least every `STATUS_INTERVAL`, moved or not. Not cancel safe.
     fn confirm(&mut self, confirmed: Lsn) -> impl Future<Output = Result<(), SourceError>>;
 
     /// Ends the session in good order, so that the slot is free at once.
@@ -45,6 +51,9 @@ pub enum SourceError {
     /// The slot is lost, or not ours: going on would leave a gap.
     #[error("{0}")]
     SlotLost(#[source] Box<dyn Error + Send + Sync>),
+    /// A transaction is too large for memory, and its spill file fails.
+    #[error("failed to {0}")]
+    Spill(#[from] SpillError),
     /// A message or a row that cannot be decoded.
     #[error("{0}")]
     Undecodable(#[source] Box<dyn Error + Send + Sync>),

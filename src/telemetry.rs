@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{change::Micros, sink::SinkError, source::SourceError};
+use crate::change::Micros;
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug)]
@@ -294,26 +294,9 @@ impl Metrics {
         self.last_commit.set(time as f64 / 1e6);
     }
 
-    /// The source failed.
-    pub fn source_error(&self, error: &SourceError) {
-        self.error(match error {
-            SourceError::Passing(_) => "source_passing",
-            SourceError::Refused(_) => "source_refused",
-            SourceError::SlotLost(_) => "slot_lost",
-            SourceError::Undecodable(_) => "undecodable",
-        });
-    }
-
-    /// The sink failed.
-    pub fn sink_error(&self, error: &SinkError) {
-        self.error(match error {
-            SinkError::Passing(_) => "sink_passing",
-            SinkError::Refused(_) => "sink_refused",
-            SinkError::Record { .. } => "record_refused",
-        });
-    }
-
-    fn error(&self, kind: &'static str) {
+    /// Something of this kind, one of `ERROR_KINDS`, ended the stream.
+    pub fn error(&self, kind: &'static str) {
+        debug_assert!(ERROR_KINDS.contains(&kind));
         self.errors.get_or_create(&ErrorLabel { kind }).inc();
     }
 
@@ -333,8 +316,17 @@ impl Metrics {
 }
 
 /// All kinds, so that each is there with 0 before it happens.
-const ERROR_KINDS: [&str; 7] =
-    ["source_passing", "source_refused", "slot_lost", "undecodable", "sink_passing", "sink_refused", "record_refused"];
+/// The values of the label `kind` of `offshoot_errors_total`.
+pub const ERROR_KINDS: [&str; 8] = [
+    "source_passing",
+    "source_refused",
+    "slot_lost",
+    "undecodable",
+    "spill",
+    "sink_passing",
+    "sink_refused",
+    "record_refused",
+];
 
 /// A registry that hands out what it registers.
 struct Book {
@@ -403,7 +395,7 @@ mod tests {
     fn counts_are_told() {
         let metrics = Metrics::new();
         metrics.clone().rows.update.inc_by(3);
-        metrics.sink_error(&SinkError::Refused("no".into()));
+        metrics.error("sink_refused");
         let page = metrics.render();
         assert!(page.contains("offshoot_rows_total{op=\"update\"} 3\n"), "{page}");
         assert!(page.contains("offshoot_errors_total{kind=\"sink_refused\"} 1\n"), "{page}");

@@ -1,0 +1,6 @@
+//! Everything that knows Kafka, and nothing else does.
+
+pub mod client;
+pub mod fault;
+pub mod admin;
+pub mod producer;

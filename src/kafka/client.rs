@@ -1,0 +1,330 @@
+//! `KafkaConfig` -> librdkafka's properties: what we set, what the user may set on top, and what is ours alone.
+
+use std::collections::BTreeMap;
+
+use rdkafka::{
+    config::{ClientConfig, RDKafkaLogLevel},
+    error::KafkaError,
+    types::RDKafkaConfRes,
+};
+
+use crate::config::KafkaConfig;
+
+/// A property of `sink.kafka.properties` that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PropertyError {
+    /// librdkafka has no such property.
+    #[error("use sink.kafka.properties.{name}: librdkafka knows no such property{}", nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default())]
+    Unknown {
+        /// As written in the config.
+        name: String,
+        /// The nearest one that there is.
+        nearest: Option<&'static str>,
+    },
+    /// librdkafka does not take the value.
+    #[error("use sink.kafka.properties.{name}: {reason}")]
+    Invalid {
+        /// As written in the config.
+        name: String,
+        /// librdkafka's words.
+        reason: String,
+    },
+    /// What is promised rests on the value that we set.
+    #[error("use sink.kafka.properties.{name}: it cannot be set there, {mend}")]
+    Owned {
+        /// As written in the config.
+        name: String,
+        /// Why, or what to set instead.
+        mend: &'static str,
+    },
+    /// Two names of one property.
+    #[error("use sink.kafka.properties: {first} and {second} are two names of one property; keep one")]
+    Twice {
+        /// One name.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// The properties do not go together.
+    #[error("use sink.kafka.properties: {0}")]
+    Together(String),
+}
+
+/// The largest record that leaves us. So high that the topic's own limit decides, whose refusal names the topic; below
+/// the broker's `socket.request.max.bytes` of 104,857,600, since a broker answers a larger request by hanging up, which
+/// nothing can tell from an outage.
+const MESSAGE_BYTES_MAX: u32 = 100_000_000;
+
+/// What we set and the user may set otherwise.
+const DEFAULTS: &[(&str, &str)] = &[
+    // Halves what is sent and what the broker spends.
+    ("compression.codec", "lz4"),
+    // As Java's clients choose a partition, so that a key written by either lands in one place.
+    ("partitioner", "murmur2_random"),
+    // Batches form by themselves while earlier ones are on their way.
+    ("queue.buffering.max.ms", "0"),
+    ("batch.size", "1000000"),
+    // An outage of Kafka is waited out: the pipeline stops reading, and Postgres keeps the log.
+    ("message.timeout.ms", "0"),
+    ("socket.keepalive.enable", "true"),
+    ("socket.nagle.disable", "true"),
+    // An outage shall not be followed by ten more seconds of our own.
+    ("reconnect.backoff.max.ms", "2000"),
+    // The error callback tells of broken connections; said once is enough.
+    ("log.connection.close", "false"),
+];
+
+/// What nobody but us may set, and what to do instead.
+const OWNED: &[(&str, &str)] = &[
+    ("metadata.broker.list", "brokers are named in sink.kafka.brokers"),
+    ("enable.idempotence", "order per key rests on it: it is always true"),
+    ("request.required.acks", "nothing is confirmed to Postgres before all replicas have it: it is always all"),
+    ("enable.gapless.guarantee", "order per key rests on it: it is always true"),
+    ("queuing.strategy", "order per key rests on it: it is always fifo"),
+    ("transactional.id", "sink.kafka.delivery decides it"),
+    ("allow.auto.create.topics", "topics are made as sink.kafka.topics says: it is always false"),
+    ("delivery.report.only.error", "every acknowledgement counts: it is always false"),
+    ("queue.buffering.max.messages", "what may be in flight follows from limits.memory"),
+    ("queue.buffering.max.kbytes", "what may be in flight follows from limits.memory"),
+    ("log.queue", "logs are routed by us"),
+    ("log_level", "use the log filter of this program"),
+];
+
+/// Second names that librdkafka takes, and the first.
+const ALIASES: &[(&str, &str)] = &[
+    ("bootstrap.servers", "metadata.broker.list"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+    ("sasl.mechanism", "sasl.mechanisms"),
+    ("linger.ms", "queue.buffering.max.ms"),
+    ("retries", "message.send.max.retries"),
+    ("compression.type", "compression.codec"),
+    ("acks", "request.required.acks"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
+];
+
+/// Names to suggest for one that is mistyped: those of librdkafka's properties that a producer is given in practice.
+const KNOWN: &[&str] = &[
+    "acks",
+    "api.version.request.timeout.ms",
+    "batch.num.messages",
+    "batch.size",
+    "broker.address.family",
+    "broker.address.ttl",
+    "client.dns.lookup",
+    "client.id",
+    "client.rack",
+    "compression.codec",
+    "compression.level",
+    "compression.type",
+    "connections.max.idle.ms",
+    "debug",
+    "delivery.timeout.ms",
+    "linger.ms",
+    "max.in.flight.requests.per.connection",
+    "message.max.bytes",
+    "message.timeout.ms",
+    "metadata.max.age.ms",
+    "partitioner",
+    "reconnect.backoff.max.ms",
+    "reconnect.backoff.ms",
+    "request.timeout.ms",
+    "retries",
+    "retry.backoff.max.ms",
+    "retry.backoff.ms",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.oauthbearer.client.id",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.config",
+    "sasl.oauthbearer.method",
+    "sasl.oauthbearer.scope",
+    "sasl.oauthbearer.token.endpoint.url",
+    "sasl.password",
+    "sasl.username",
+    "security.protocol",
+    "socket.connection.setup.timeout.ms",
+    "socket.keepalive.enable",
+    "socket.receive.buffer.bytes",
+    "socket.send.buffer.bytes",
+    "socket.timeout.ms",
+    "ssl.ca.location",
+    "ssl.ca.pem",
+    "ssl.certificate.location",
+    "ssl.certificate.pem",
+    "ssl.cipher.suites",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.key.location",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.location",
+    "ssl.keystore.password",
+    "statistics.interval.ms",
+    "sticky.partitioning.linger.ms",
+    "topic.metadata.propagation.max.ms",
+    "topic.metadata.refresh.interval.ms",
+];
+
+/// The properties of a client that asks and administers: whom to reach, and as whom.
+pub fn admin_properties(config: &KafkaConfig, name: &str) -> Result<ClientConfig, PropertyError> {
+    let mut properties = producer_properties(config, name)?;
+    // Nothing is produced, so no producer id need be had.
+    properties.set("enable.idempotence", "false").set("enable.gapless.guarantee", "false");
+    Ok(properties)
+}
+
+/// The properties of the idempotent producer.
+pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientConfig, PropertyError> {
+    let mut properties = BTreeMap::from_iter(DEFAULTS.iter().map(|(k, v)| (*k, (*v).to_owned())));
+    properties.insert("client.id", format!("offshoot-{name}"));
+    properties.insert("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
+
+    let mut written: BTreeMap<&str, &str> = BTreeMap::new();
+    for (name, value) in &config.properties {
+        let first = ALIASES.iter().find(|(alias, _)| alias == name).map_or(name.as_str(), |(_, first)| first);
+        if let Some(other) = written.insert(first, name) {
+            return Err(PropertyError::Twice { first: other.to_owned(), second: name.clone() });
+        }
+        try_property(name, &value.0)?;
+        properties.insert(first, value.0.clone());
+    }
+
+    let mut client = ClientConfig::new();
+    for (name, value) in properties {
+        client.set(name, value);
+    }
+    client
+        .set("metadata.broker.list", &config.brokers)
+        .set("enable.idempotence", "true")
+        .set("request.required.acks", "all")
+        // A record that fails for good must not be overtaken by later ones of its partition.
+        .set("enable.gapless.guarantee", "true")
+        .set("allow.auto.create.topics", "false")
+        // The producer's thread bounds what it hands over itself: librdkafka would refuse for ever a record that is
+        // larger than its whole queue.
+        .set("queue.buffering.max.messages", "0")
+        .set("queue.buffering.max.kbytes", "2147483647")
+        // Its errors arrive a second time through the error callback; its debugging only when asked for.
+        .set_log_level(RDKafkaLogLevel::Info);
+    if written.contains_key("debug") {
+        client.set_log_level(RDKafkaLogLevel::Debug);
+    }
+    Ok(client)
+}
+
+/// librdkafka's refusal of properties that are right one by one.
+pub(crate) fn refused_together(error: &KafkaError) -> PropertyError {
+    match error {
+        KafkaError::ClientCreation(reason) => PropertyError::Together(reason.clone()),
+        KafkaError::ClientConfig(_, reason, name, _) => {
+            PropertyError::Invalid { name: name.clone(), reason: reason.clone() }
+        }
+        other => PropertyError::Together(other.to_string()),
+    }
+}
+
+fn try_property(name: &str, value: &str) -> Result<(), PropertyError> {
+    let first = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, first)| first);
+    if let Some((_, mend)) = OWNED.iter().find(|(owned, _)| *owned == first) {
+        return Err(PropertyError::Owned { name: name.to_owned(), mend });
+    }
+    if (first, value) == ("partitioner", "random") {
+        let mend = "order per key needs a partitioner that looks at the key";
+        return Err(PropertyError::Owned { name: name.to_owned(), mend });
+    }
+    match ClientConfig::new().set(name, value).create_native_config() {
+        Ok(_) => Ok(()),
+        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+            Err(PropertyError::Unknown { name: name.to_owned(), nearest: nearest(name) })
+        }
+        Err(KafkaError::ClientConfig(_, reason, ..)) => Err(PropertyError::Invalid { name: name.to_owned(), reason }),
+        Err(other) => Err(PropertyError::Invalid { name: name.to_owned(), reason: other.to_string() }),
+    }
+}
+
+fn nearest(name: &str) -> Option<&'static str> {
+    let scored = KNOWN.iter().map(|known| (strsim::jaro_winkler(name, known), *known));
+    scored.filter(|(score, _)| *score > 0.85).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Delivery, Property, Topics};
+
+    fn config(properties: &[(&str, &str)]) -> KafkaConfig {
+        KafkaConfig {
+            brokers: "localhost:1".into(),
+            delivery: Delivery::AtLeastOnce,
+            topics: Topics::default(),
+            properties: properties.iter().map(|(k, v)| ((*k).to_owned(), Property((*v).to_owned()))).collect(),
+        }
+    }
+
+    fn refusal(properties: &[(&str, &str)]) -> String {
+        producer_properties(&config(properties), "shop").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn our_own_properties_are_accepted_by_librdkafka() {
+        for properties in [producer_properties(&config(&[]), "shop"), admin_properties(&config(&[]), "shop")] {
+            let properties = properties.unwrap();
+            assert_eq!(properties.get("client.id"), Some("offshoot-shop"));
+            properties.create::<rdkafka::producer::BaseProducer>().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_property_of_the_user_wins_under_either_of_its_names() {
+        for name in ["linger.ms", "queue.buffering.max.ms"] {
+            let properties = producer_properties(&config(&[(name, "7")]), "shop").unwrap();
+            assert_eq!(properties.get("queue.buffering.max.ms"), Some("7"));
+            assert_eq!(properties.get("linger.ms"), None);
+        }
+    }
+
+    #[test]
+    fn two_names_of_one_property_are_refused() {
+        let text = refusal(&[("linger.ms", "1"), ("queue.buffering.max.ms", "2")]);
+        assert!(text.contains("linger.ms and queue.buffering.max.ms are two names of one property"), "{text}");
+    }
+
+    #[test]
+    fn what_the_promise_rests_on_cannot_be_overridden() {
+        for (name, value) in [
+            ("acks", "1"),
+            ("request.required.acks", "1"),
+            ("enable.idempotence", "false"),
+            ("enable.gapless.guarantee", "false"),
+            ("bootstrap.servers", "elsewhere:9092"),
+            ("metadata.broker.list", "elsewhere:9092"),
+            ("transactional.id", "mine"),
+            ("queue.buffering.max.kbytes", "1"),
+            ("partitioner", "random"),
+        ] {
+            let text = refusal(&[(name, value)]);
+            assert!(text.starts_with(&format!("use sink.kafka.properties.{name}: it cannot be set there")), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_property_names_the_nearest() {
+        let text = refusal(&[("compresion.type", "zstd")]);
+        assert_eq!(
+            text,
+            "use sink.kafka.properties.compresion.type: librdkafka knows no such property; did you mean compression.type?"
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_not_one_is_refused_in_librdkafkas_words() {
+        let text = refusal(&[("compression.type", "rar")]);
+        assert!(text.starts_with("use sink.kafka.properties.compression.type: Invalid value \"rar\""), "{text}");
+    }
+
+    #[test]
+    fn properties_that_do_not_go_together_are_refused_when_the_client_is_made() {
+        let properties = producer_properties(&config(&[("max.in.flight", "6")]), "shop").unwrap();
+        let error = properties.create::<rdkafka::producer::BaseProducer>().err().unwrap();
+        assert!(refused_together(&error).to_string().contains("max.in.flight"), "{error}");
+    }
+}

@@ -1,0 +1,762 @@
+//! `RecordBatch` -> records that Kafka has, and back the news of it. `KafkaSink` and the thread that is its producer.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    bindings::{
+        rd_kafka_queue_destroy, rd_kafka_queue_get_main, rd_kafka_queue_io_event_enable, rd_kafka_queue_length,
+        rd_kafka_queue_t,
+    },
+    client::ClientContext,
+    config::{ClientConfig, RDKafkaLogLevel},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{Header, Headers, Message, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig},
+};
+use tokio::sync::{Notify, oneshot};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::KafkaConfig,
+    kafka::{
+        admin, client,
+        fault::{self, Fault},
+    },
+    sink::{Acknowledgement, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
+};
+
+/// What librdkafka keeps of a record beside its bytes, roughly; small records must not escape the budget.
+const RECORD_OVERHEAD: usize = 256;
+/// Batches kept for the next `batch()`. The loop fills one while the thread empties another; the rest is slack.
+const SPARE_BATCHES: usize = 4;
+/// What one kept batch may hold on to after a large record.
+const SPARE_BYTES: usize = 1024 * 1024;
+/// Records handed to librdkafka between two looks at what came back.
+const RECORDS_PER_TURN: usize = 2000;
+/// How long a first connection may be refused (password, certificate) before that is taken as lasting. Not at once: a
+/// broker that starts may refuse what it will take a moment later.
+const REFUSED_AT_START_MAX: Duration = Duration::from_secs(3);
+/// The same once we have been let in: the words are right then, or were; a rolling restart must not stop us.
+const REFUSED_LATER_MAX: Duration = Duration::from_secs(60);
+/// How often one broker's going away is worth a warning.
+const AWAY_WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// After a fatal error, how long the delivery that caused it is waited for, since it says more.
+const CAUSE_WAIT: Duration = Duration::from_secs(1);
+/// How long `close` waits for the thread. It gives nothing up: the thread ends by itself.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Bytes of a refused record's key that are kept to name it.
+const KEY_SHOWN_MAX: usize = 200;
+
+/// Kafka, as a sink.
+#[derive(Debug)]
+pub struct KafkaSink {
+    batches: mpsc::Sender<RecordBatch>,
+    shared: Arc<Shared>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// What the loop and the producer's thread both hold.
+#[derive(Debug)]
+struct Shared {
+    /// Wakes the thread.
+    wake: Wake,
+    stop: AtomicBool,
+    outcome: Mutex<Outcome>,
+    /// Wakes the loop.
+    news: Notify,
+    spare: Mutex<Vec<RecordBatch>>,
+}
+
+/// What came of what was sent.
+#[derive(Debug, Default)]
+struct Outcome {
+    acknowledged: Vec<Acknowledgement>,
+    error: Option<SinkError>,
+    /// Nothing is acknowledged any more: what comes after a failure must not pass as durable in order.
+    ended: bool,
+    /// Bytes that have left librdkafka since the thread last looked, failed ones and overhead included.
+    returned: usize,
+    failure: Option<Failure>,
+    /// Errors that belong to no record, since the thread last looked.
+    events: Vec<(RDKafkaErrorCode, String)>,
+}
+
+/// A delivery that failed.
+#[derive(Debug, PartialEq)]
+struct Failure {
+    code: RDKafkaErrorCode,
+    topic: String,
+    ticket: Ticket,
+    key: String,
+    size: usize,
+}
+
+/// Why the sink ended.
+#[derive(Debug, thiserror::Error)]
+enum ProduceError {
+    #[error("publish to topic {topic}: {code}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
+    Delivery { topic: String, code: RDKafkaErrorCode, mend: Option<String> },
+    #[error(
+        "publish a record of {size} bytes with key {key} of {table} to topic {topic}: {code}; {mend}",
+        key = if key.is_empty() { "(none)" } else { key }
+    )]
+    Record { topic: String, table: String, key: String, size: usize, code: RDKafkaErrorCode, mend: &'static str },
+    #[error("connect to kafka at {brokers}: {reason}; {mend}")]
+    NotLetIn { brokers: String, reason: String, mend: &'static str },
+    #[error("publish: {code}: {reason}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
+    Fatal { code: RDKafkaErrorCode, reason: String, mend: Option<String> },
+    #[error("publish: the producer has ended")]
+    Ended,
+    #[error("start the producer: {0}")]
+    Start(io::Error),
+}
+
+impl KafkaSink {
+    /// Starts a producer. `name` is the pipeline's; `buffer_bytes` is what may be in librdkafka's hands at once.
+    ///
+    /// Returns before Kafka has been reached: that it cannot be is waited out, and that it lets us in no more, or not
+    /// at all, is told by `acknowledged`. Fails with `Refused` for properties that cannot be used.
+    pub fn connect(config: &KafkaConfig, name: &str, buffer_bytes: usize) -> Result<KafkaSink, SinkError> {
+        let refused = |e: client::PropertyError| SinkError::Refused(Box::new(e));
+        let properties = client::producer_properties(config, name).map_err(refused)?;
+        let admin = client::admin_properties(config, name).map_err(refused)?;
+        let start = |e| SinkError::Passing(Box::new(ProduceError::Start(e)));
+
+        let shared = Arc::new(Shared {
+            wake: Wake::new().map_err(start)?,
+            stop: AtomicBool::new(false),
+            outcome: Mutex::default(),
+            news: Notify::new(),
+            spare: Mutex::default(),
+        });
+        let producer: BaseProducer<Context> = properties
+            .create_with_context(Context { shared: shared.clone() })
+            .map_err(|e| refused(client::refused_together(&e)))?;
+        let queue = EventQueue::new(&producer, &shared.wake);
+        let producer = Arc::new(producer);
+        let (batches, incoming) = mpsc::channel();
+        let (ended_sender, ended) = oneshot::channel();
+        let (asked, answers) = start_topic_thread(config, admin, &producer, &shared).map_err(start)?;
+        let worker = Worker {
+            queue,
+            producer,
+            shared: shared.clone(),
+            config: config.clone(),
+            buffer_bytes,
+            incoming,
+            waiting: VecDeque::new(),
+            buffered: 0,
+            topics: HashMap::new(),
+            asked,
+            answers,
+            connection: Connection::default(),
+        };
+        let run = move || {
+            worker.run();
+            // Nobody listens after `CLOSE_WAIT`, which is fine.
+            let _ = ended_sender.send(());
+        };
+        thread::Builder::new().name("kafka".into()).spawn(run).map_err(start)?;
+        Ok(KafkaSink { batches, shared, ended })
+    }
+}
+
+impl Sink for KafkaSink {
+    fn batch(&mut self) -> RecordBatch {
+        lock(&self.shared.spare).pop().unwrap_or_default()
+    }
+
+    fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError> {
+        let taken = self.batches.send(batch);
+        self.shared.wake.wake();
+        taken.map_err(|_| lock(&self.shared.outcome).take_error())
+    }
+
+    async fn acknowledged(&mut self, into: &mut Vec<Acknowledgement>) -> Result<(), SinkError> {
+        loop {
+            {
+                let mut outcome = lock(&self.shared.outcome);
+                if !outcome.acknowledged.is_empty() {
+                    into.append(&mut outcome.acknowledged);
+                    return Ok(());
+                }
+                if outcome.ended {
+                    return Err(outcome.take_error());
+                }
+            }
+            // News that arrive between the look and the wait leave a permit, so none is missed.
+            self.shared.news.notified().await;
+        }
+    }
+
+    async fn close(mut self) {
+        self.shared.stop();
+        if tokio::time::timeout(CLOSE_WAIT, &mut self.ended).await.is_err() {
+            warn!("the producer takes long to end; it is left to end by itself");
+        }
+    }
+}
+
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+impl Shared {
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake.wake();
+    }
+}
+
+impl Outcome {
+    fn take_error(&mut self) -> SinkError {
+        self.error.take().unwrap_or_else(|| SinkError::Passing(Box::new(ProduceError::Ended)))
+    }
+
+    /// One record is durable.
+    fn acknowledge(&mut self, ticket: Ticket, bytes: u64) {
+        if self.ended || self.failure.is_some() {
+            return;
+        }
+        match self.acknowledged.last_mut() {
+            Some(last) if last.ticket == ticket => {
+                last.records += 1;
+                last.bytes += bytes;
+            }
+            _ => self.acknowledged.push(Acknowledgement { ticket, records: 1, bytes }),
+        }
+    }
+
+    /// One record is not, for good. What says more is kept: a cause before its echo, and of the records of a batch that
+    /// was too large the largest.
+    fn fail(&mut self, failure: Failure) {
+        let weight = |f: &Failure| match fault::sort(f.code) {
+            Fault::Echo => (0, 0),
+            Fault::Record => (2, f.size),
+            Fault::Passing | Fault::Refused => (1, 0),
+        };
+        if self.failure.as_ref().is_none_or(|known| weight(known) < weight(&failure)) {
+            self.failure = Some(failure);
+        }
+    }
+}
+
+/// What librdkafka calls back into; on the producer's thread, inside `poll`.
+struct Context {
+    shared: Arc<Shared>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match (level, facility) {
+            // Broken connections and refusals arrive as events too, and are told there, once.
+            (_, "FAIL" | "ERROR") => debug!(target: "librdkafka", facility, "{message}"),
+            (
+                RDKafkaLogLevel::Emerg
+                | RDKafkaLogLevel::Alert
+                | RDKafkaLogLevel::Critical
+                | RDKafkaLogLevel::Error
+                | RDKafkaLogLevel::Warning,
+                _,
+            ) => warn!(target: "librdkafka", facility, "{message}"),
+            _ => debug!(target: "librdkafka", facility, "{message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+        let mut outcome = lock(&self.shared.outcome);
+        // The wrapper tells a producer's errors twice.
+        if outcome.events.last().is_none_or(|(c, r)| (*c, r.as_str()) != (code, reason)) {
+            outcome.events.push((code, reason.to_owned()));
+        }
+    }
+
+    // Asked for by `statistics.interval.ms`; there is nobody to read them but the log.
+    fn stats_raw(&self, statistics: &[u8]) {
+        debug!(target: "librdkafka", statistics = %String::from_utf8_lossy(statistics));
+    }
+}
+
+impl ProducerContext for Context {
+    /// The ticket: it costs no allocation.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
+        let ticket = Ticket(ticket as u64);
+        let message = match result {
+            Ok(message) | Err((_, message)) => message,
+        };
+        let headers = message.headers().map_or(0, |h| h.iter().map(|h| h.value.map_or(0, <[u8]>::len)).sum::<usize>());
+        let bytes = message.key_len() + message.payload_len() + headers;
+        let mut outcome = lock(&self.shared.outcome);
+        outcome.returned += bytes + RECORD_OVERHEAD;
+        match result {
+            Ok(_) => outcome.acknowledge(ticket, bytes as u64),
+            Err((error, message)) => outcome.fail(Failure {
+                code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
+                topic: message.topic().to_owned(),
+                ticket,
+                key: key_text(message.key()),
+                size: message.payload_len(),
+            }),
+        }
+    }
+}
+
+/// The producer's thread. It sleeps in one place, until there is a batch, a delivery, an answer about a topic, or the
+/// end, all of which write to one eventfd; so it costs nothing when idle and loses no time when not.
+struct Worker {
+    // Before the producer: librdkafka wants its queues given back first.
+    queue: EventQueue,
+    producer: Arc<BaseProducer<Context>>,
+    shared: Arc<Shared>,
+    config: KafkaConfig,
+    buffer_bytes: usize,
+    incoming: mpsc::Receiver<RecordBatch>,
+    /// Batches not yet handed over in full, with how many of their records have been.
+    waiting: VecDeque<(RecordBatch, usize)>,
+    /// Bytes in librdkafka's hands.
+    buffered: usize,
+    topics: HashMap<String, KnownTopic>,
+    asked: mpsc::Sender<Arc<Topic>>,
+    answers: mpsc::Receiver<(String, Result<(), SinkError>)>,
+    connection: Connection,
+}
+
+struct KnownTopic {
+    table: String,
+    ready: bool,
+}
+
+/// How a turn of handing over ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// There is more, and room.
+    More,
+    /// Nothing to hand over, or no room, or a topic is not ready: something must come back first.
+    Wait,
+}
+
+impl Worker {
+    fn run(mut self) {
+        if let Err(error) = self.serve() {
+            let mut outcome = lock(&self.shared.outcome);
+            outcome.error = Some(error);
+            outcome.ended = true;
+            drop(outcome);
+            self.shared.news.notify_one();
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        drop(self);
+    }
+
+    /// Runs until it is told to stop, or the sink can go no further.
+    fn serve(&mut self) -> Result<(), SinkError> {
+        loop {
+            let mut turn = Turn::More;
+            while turn == Turn::More {
+                if self.shared.stop.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                self.take_answers()?;
+                self.waiting.extend(self.incoming.try_iter().map(|batch| (batch, 0)));
+                turn = self.hand_over()?;
+                self.take_deliveries()?;
+                if turn == Turn::Wait && self.has_room_again() {
+                    turn = Turn::More;
+                }
+            }
+            self.shared.wake.wait(self.connection.deadline());
+            self.connection.check(&self.config.brokers)?;
+        }
+    }
+
+    /// Hands records to librdkafka, in order.
+    fn hand_over(&mut self) -> Result<Turn, SinkError> {
+        let mut turn = 0;
+        while let Some((batch, sent)) = self.waiting.front_mut() {
+            if *sent == 0 && !topics_ready(batch, &mut self.topics, &self.asked) {
+                return Ok(Turn::Wait);
+            }
+            while let Some(record) = batch.records.get(*sent) {
+                let bytes = batch.len_of(record) + RECORD_OVERHEAD;
+                // A record larger than the whole budget goes alone.
+                if self.buffered > 0 && self.buffered + bytes > self.buffer_bytes {
+                    return Ok(Turn::Wait);
+                }
+                if turn == RECORDS_PER_TURN {
+                    return Ok(Turn::More);
+                }
+                match produce(&self.producer, batch, record) {
+                    Ok(()) => {}
+                    Err(RDKafkaErrorCode::QueueFull) => return Ok(Turn::Wait),
+                    Err(code) => {
+                        let failure = Failure {
+                            code,
+                            topic: batch.topic(record).name.clone(),
+                            ticket: record.ticket,
+                            key: key_text(record.key.clone().map(|range| &batch.bytes[range])),
+                            size: record.payload.as_ref().map_or(0, |range| range.len()),
+                        };
+                        // Acknowledgements of what went before are still on their way; the slot repeats those.
+                        return Err(self.why(failure));
+                    }
+                }
+                self.buffered += bytes;
+                *sent += 1;
+                turn += 1;
+            }
+            let (batch, _) = self.waiting.pop_front().expect("it is the front");
+            self.recycle(batch);
+        }
+        Ok(Turn::Wait)
+    }
+
+    /// Whether a batch that had to wait for room can go on.
+    fn has_room_again(&self) -> bool {
+        let Some((batch, sent)) = self.waiting.front() else { return false };
+        let Some(record) = batch.records.get(*sent) else { return true };
+        let ready = batch.topics().iter().all(|t| self.topics.get(&t.name).is_some_and(|known| known.ready));
+        let bytes = batch.len_of(record) + RECORD_OVERHEAD;
+        ready && (self.buffered == 0 || self.buffered + bytes <= self.buffer_bytes)
+    }
+
+    /// Serves librdkafka's events until there are none: deliveries, errors, logs.
+    fn take_deliveries(&mut self) -> Result<(), SinkError> {
+        // `poll` takes one event a call when it may not wait.
+        while self.queue.len() > 0 {
+            self.producer.poll(Duration::ZERO);
+        }
+        let mut outcome = lock(&self.shared.outcome);
+        self.buffered = self.buffered.saturating_sub(std::mem::take(&mut outcome.returned));
+        let delivered = !outcome.acknowledged.is_empty();
+        let failure = outcome.failure.take();
+        let events = std::mem::take(&mut outcome.events);
+        // From here on nothing is acknowledged, whatever librdkafka still says.
+        outcome.ended |= failure.is_some();
+        drop(outcome);
+        if delivered {
+            self.connection.answered();
+            self.shared.news.notify_one();
+        }
+        if let Some(failure) = failure {
+            return Err(self.cause(failure));
+        }
+        for (code, reason) in events {
+            if code == RDKafkaErrorCode::Fatal {
+                return Err(self.fatal());
+            }
+            self.connection.note(code, &reason);
+        }
+        self.connection.check(&self.config.brokers)
+    }
+
+    fn take_answers(&mut self) -> Result<(), SinkError> {
+        while let Ok((name, answer)) = self.answers.try_recv() {
+            answer?;
+            self.connection.answered();
+            self.topics.get_mut(&name).expect("it was asked for").ready = true;
+        }
+        Ok(())
+    }
+
+    fn recycle(&self, mut batch: RecordBatch) {
+        let mut spare = lock(&self.shared.spare);
+        if spare.len() < SPARE_BATCHES {
+            batch.clear();
+            batch.bytes.shrink_to(SPARE_BYTES);
+            batch.records.shrink_to(SPARE_BYTES / size_of::<Record>());
+            batch.headers.shrink_to(SPARE_BYTES / size_of::<crate::sink::Header>());
+            spare.push(batch);
+        }
+    }
+
+    /// A fatal error of librdkafka: the delivery that led to it says more, and comes at about the same time.
+    fn fatal(&self) -> SinkError {
+        let deadline = Instant::now() + CAUSE_WAIT;
+        while Instant::now() < deadline && self.producer.in_flight_count() > 0 {
+            self.producer.poll(Duration::from_millis(10));
+            let failure = lock(&self.shared.outcome).failure.take_if(|f| fault::sort(f.code) != Fault::Echo);
+            if let Some(failure) = failure {
+                return self.why(failure);
+            }
+        }
+        let failure = lock(&self.shared.outcome).failure.take();
+        match failure.filter(|f| fault::sort(f.code) != Fault::Echo) {
+            Some(failure) => self.why(failure),
+            None => self.why_fatal(),
+        }
+    }
+
+    /// The error for a failed delivery, or for what it is an echo of.
+    fn cause(&self, failure: Failure) -> SinkError {
+        if fault::sort(failure.code) == Fault::Echo { self.fatal() } else { self.why(failure) }
+    }
+
+    fn why_fatal(&self) -> SinkError {
+        let Some((code, reason)) = self.producer.client().fatal_error() else {
+            return SinkError::Passing(Box::new(ProduceError::Ended));
+        };
+        let refused = fault::sort(code) == Fault::Refused;
+        let mend = refused.then(|| fault::mend(code, "", &self.config));
+        let error = Box::new(ProduceError::Fatal { code, reason, mend });
+        if refused { SinkError::Refused(error) } else { SinkError::Passing(error) }
+    }
+
+    fn why(&self, failure: Failure) -> SinkError {
+        let Failure { code, topic, ticket, key, size } = failure;
+        match fault::sort(code) {
+            Fault::Record => {
+                let table = self.topics.get(&topic).map_or_else(String::new, |known| known.table.clone());
+                let mend = match code {
+                    RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge => {
+                        "raise max.message.bytes of the topic (or message.max.bytes of the broker); above 100 MB also \
+                         message.max.bytes under sink.kafka.properties and socket.request.max.bytes of the broker. \
+                         If this record is smaller than the topic's limit, the batch that it travelled in was not: \
+                         lower batch.size under sink.kafka.properties below that limit"
+                    }
+                    _ => "the topic's settings do not admit it, such as a compacted topic a record without a key",
+                };
+                let reason = ProduceError::Record { topic, table: table.clone(), key: key.clone(), size, code, mend };
+                SinkError::Record { ticket, table, key, size, reason: Box::new(reason) }
+            }
+            Fault::Refused => {
+                let mend = Some(fault::mend(code, &topic, &self.config));
+                SinkError::Refused(Box::new(ProduceError::Delivery { topic, code, mend }))
+            }
+            Fault::Passing | Fault::Echo => {
+                SinkError::Passing(Box::new(ProduceError::Delivery { topic, code, mend: None }))
+            }
+        }
+    }
+}
+
+/// Whether all topics of a batch are known to exist; those that nobody has asked for yet are asked for.
+fn topics_ready(
+    batch: &RecordBatch,
+    topics: &mut HashMap<String, KnownTopic>,
+    asked: &mpsc::Sender<Arc<Topic>>,
+) -> bool {
+    let mut ready = true;
+    for topic in batch.topics() {
+        if let Some(known) = topics.get(&topic.name) {
+            ready &= known.ready;
+        } else {
+            topics.insert(topic.name.clone(), KnownTopic { table: topic.table.clone(), ready: false });
+            // Its thread ends only when we do.
+            let _ = asked.send(topic.clone());
+            ready = false;
+        }
+    }
+    ready
+}
+
+fn produce(producer: &BaseProducer<Context>, batch: &RecordBatch, record: &Record) -> Result<(), RDKafkaErrorCode> {
+    let mut out: BaseRecord<'_, [u8], [u8], usize> =
+        BaseRecord::with_opaque_to(&batch.topic(record).name, record.ticket.0 as usize);
+    out.key = record.key.clone().map(|range| &batch.bytes[range]);
+    out.payload = record.payload.clone().map(|range| &batch.bytes[range]);
+    if !record.headers.is_empty() {
+        let headers = &batch.headers[record.headers.clone()];
+        let all = OwnedHeaders::new_with_capacity(headers.len());
+        out.headers = Some(headers.iter().fold(all, |all, header| {
+            all.insert(Header { key: header.name, value: Some(&batch.bytes[header.value.clone()]) })
+        }));
+    }
+    producer.send(out).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+}
+
+/// Starts the thread that looks topics up and makes them: its questions block, and acknowledgements must not wait.
+///
+/// It ends when the producer's thread has, or a moment later: its questions are bounded.
+#[expect(clippy::type_complexity, reason = "the two ends of one conversation")]
+fn start_topic_thread(
+    config: &KafkaConfig,
+    admin: ClientConfig,
+    producer: &Arc<BaseProducer<Context>>,
+    shared: &Arc<Shared>,
+) -> io::Result<(mpsc::Sender<Arc<Topic>>, mpsc::Receiver<(String, Result<(), SinkError>)>)> {
+    let (asked, questions) = mpsc::channel::<Arc<Topic>>();
+    let (answer, answers) = mpsc::channel();
+    let (config, producer, shared) = (config.clone(), producer.clone(), shared.clone());
+    let run = move || {
+        for topic in questions {
+            let result = admin::ensure_topic(producer.client(), &config, &admin, &topic, &shared.stop);
+            if shared.stop.load(Ordering::Acquire) || answer.send((topic.name.clone(), result)).is_err() {
+                return;
+            }
+            shared.wake.wake();
+        }
+    };
+    thread::Builder::new().name("kafka-topics".into()).spawn(run)?;
+    Ok((asked, answers))
+}
+
+/// What is known of the connection to the cluster, and what of it has been said.
+#[derive(Debug, Default)]
+struct Connection {
+    /// We have been let in since the start.
+    let_in: bool,
+    /// Since when, and why, we are not.
+    refused: Option<Refusal>,
+    /// Since when no broker at all can be reached.
+    away_since: Option<Instant>,
+    /// When it was last said that a broker is away.
+    warned: HashMap<String, Instant>,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    since: Instant,
+    code: RDKafkaErrorCode,
+    reason: String,
+}
+
+impl Connection {
+    /// Kafka has done something for us.
+    fn answered(&mut self) {
+        self.let_in = true;
+        self.refused = None;
+        if let Some(since) = self.away_since.take() {
+            self.warned.clear();
+            info!(away_s = since.elapsed().as_secs_f32(), "kafka is back");
+        }
+    }
+
+    fn note(&mut self, code: RDKafkaErrorCode, reason: &str) {
+        if fault::is_refusal(code) {
+            if self.refused.is_none() {
+                warn!(reason, "kafka does not let us in");
+                self.refused = Some(Refusal { since: Instant::now(), code, reason: reason.to_owned() });
+            }
+            return;
+        }
+        if code == RDKafkaErrorCode::AllBrokersDown {
+            self.away_since.get_or_insert_with(Instant::now);
+            return;
+        }
+        // librdkafka's texts begin with the broker: `host:port/id: ...`.
+        let broker = reason.split_once(": ").map_or("", |(broker, _)| broker);
+        let now = Instant::now();
+        let said = self.warned.get(broker).is_some_and(|at| now - *at < AWAY_WARN_INTERVAL);
+        if said || self.away_since.is_some() {
+            debug!(%code, reason, "kafka is still away");
+        } else {
+            self.warned.insert(broker.to_owned(), now);
+            warn!(%code, reason, "a kafka broker is away; what is unsent waits");
+        }
+    }
+
+    /// When `check` can have something to say at the latest.
+    fn deadline(&self) -> Option<Instant> {
+        self.refused.as_ref().map(|refusal| refusal.since + self.refused_max())
+    }
+
+    fn check(&self, brokers: &str) -> Result<(), SinkError> {
+        match &self.refused {
+            Some(refusal) if refusal.since.elapsed() >= self.refused_max() => {
+                let (brokers, reason, mend) =
+                    (brokers.to_owned(), refusal.reason.clone(), fault::mend_refusal(refusal.code));
+                Err(SinkError::Refused(Box::new(ProduceError::NotLetIn { brokers, reason, mend })))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn refused_max(&self) -> Duration {
+        if self.let_in { REFUSED_LATER_MAX } else { REFUSED_AT_START_MAX }
+    }
+}
+
+/// librdkafka's queue of events, which writes to the eventfd when it is no longer empty.
+struct EventQueue(*mut rd_kafka_queue_t);
+
+// SAFETY: librdkafka's queues may be used from any thread.
+unsafe impl Send for EventQueue {}
+
+impl EventQueue {
+    fn new(producer: &BaseProducer<Context>, wake: &Wake) -> Self {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the client lives; librdkafka copies the payload; the eventfd is in `Shared`, which the client's
+        // context holds for as long as the client lives.
+        let queue = unsafe { rd_kafka_queue_get_main(producer.client().native_ptr()) };
+        unsafe { rd_kafka_queue_io_event_enable(queue, wake.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        Self(queue)
+    }
+
+    fn len(&self) -> usize {
+        // SAFETY: the queue is ours until it is dropped.
+        unsafe { rd_kafka_queue_length(self.0) }
+    }
+}
+
+impl Drop for EventQueue {
+    fn drop(&mut self) {
+        // SAFETY: got from `rd_kafka_queue_get_main`, given back once.
+        unsafe { rd_kafka_queue_destroy(self.0) };
+    }
+}
+
+/// An eventfd.
+#[derive(Debug)]
+struct Wake(OwnedFd);
+
+impl Wake {
+    fn new() -> io::Result<Self> {
+        // SAFETY: no pointers; the result is checked and then owned.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn wake(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight bytes from a buffer of eight. It can fail only when the counter is full: it is awake then.
+        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Waits until somebody wakes us, or until `deadline`.
+    fn wait(&self, deadline: Option<Instant>) {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_millis() + 1);
+        let timeout = left.map_or(-1, |ms| ms.min(i32::MAX as u128) as i32);
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut count = [0u8; 8];
+        // SAFETY: one pollfd; eight bytes into a buffer of eight. A signal only makes the caller look early.
+        unsafe {
+            libc::poll(&mut poll, 1, timeout);
+            libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len());
+        }
+    }
+}
+
+/// A key as it is shown: text where it is, cut where it is long.
+fn key_text(key: Option<&[u8]>) -> String {
+    let key = key.unwrap_or_default();
+    let cut = &key[..key.len().min(KEY_SHOWN_MAX)];
+    let mut text = String::from_utf8_lossy(cut).into_owned();
+    if cut.len() < key.len() {
+        text.push('…');
+    }
+    text
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics with it")
+}

@@ -1,0 +1,255 @@
+//! What is in flight -> the position that Postgres may forget. Pure.
+//!
+//! A ticket is opened for each transaction and for each idle keepalive, in commit order. Acknowledgements come in any
+//! order; tickets retire in the order of their opening, so confirmed is the end of the longest delivered prefix and a
+//! transaction that has not been delivered cannot be passed.
+
+use std::collections::VecDeque;
+
+use crate::{
+    change::Commit,
+    lsn::Lsn,
+    sink::{Acknowledgement, Ticket},
+};
+
+/// Tickets in flight, oldest first, and the position before them.
+#[derive(Debug)]
+pub struct Ledger {
+    confirmed: Lsn,
+    /// The number of the ticket at the front.
+    oldest: u64,
+    tickets: VecDeque<Entry>,
+    bytes: u64,
+    delivered: Option<Commit>,
+    #[cfg(test)]
+    planted: Option<PlantedBug>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// `None` for a keepalive.
+    commit: Option<Commit>,
+    /// What is confirmed when it and all before it have retired.
+    end: Lsn,
+    /// Records sent and not acknowledged.
+    pending: u64,
+    /// All its records have been sent.
+    closed: bool,
+}
+
+/// Mistakes that the crash simulation must find; house.md, "Invariants".
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlantedBug {
+    /// Confirms the newest acknowledged transaction instead of the longest prefix.
+    ConfirmsNewest,
+    /// Confirms what was received instead of what was delivered.
+    ConfirmsReceived,
+    /// Retires a ticket while one of its records is in flight.
+    RetiresOneEarly,
+}
+
+impl Ledger {
+    /// Nothing in flight; everything before `confirmed` is done.
+    pub fn new(confirmed: Lsn) -> Self {
+        Self {
+            confirmed,
+            oldest: 0,
+            tickets: VecDeque::new(),
+            bytes: 0,
+            delivered: None,
+            #[cfg(test)]
+            planted: None,
+        }
+    }
+
+    /// Opens the ticket of a transaction.
+    pub fn open(&mut self, commit: Commit) -> Ticket {
+        let end = commit.end;
+        self.tickets.push_back(Entry { commit: Some(commit), end, pending: 0, closed: false });
+        #[cfg(test)]
+        if self.planted == Some(PlantedBug::ConfirmsReceived) {
+            self.confirmed = end;
+        }
+        Ticket(self.oldest + self.tickets.len() as u64 - 1)
+    }
+
+    /// Counts records of an open ticket, and what they take of the budget, as sent.
+    pub fn sent(&mut self, ticket: Ticket, records: u64, bytes: u64) {
+        let entry = self.entry(ticket);
+        entry.pending += records;
+        self.bytes += bytes;
+    }
+
+    /// No more records of this ticket will be sent.
+    pub fn close(&mut self, ticket: Ticket) {
+        self.entry(ticket).closed = true;
+        self.retire();
+    }
+
+    /// The source has nothing before `position` that it has not given: a ticket without records, which waits its turn.
+    pub fn progress(&mut self, position: Lsn) {
+        match self.tickets.back_mut() {
+            // Nothing to wait for between the two: one ticket serves both.
+            Some(last) if last.closed && last.pending == 0 => last.end = last.end.max(position),
+            _ => {
+                let end = position.max(self.tickets.back().map_or(self.confirmed, |last| last.end));
+                self.tickets.push_back(Entry { commit: None, end, pending: 0, closed: true });
+            }
+        }
+        self.retire();
+    }
+
+    /// Records have become durable.
+    pub fn acknowledge(&mut self, acknowledgement: Acknowledgement) {
+        let Acknowledgement { ticket, records, bytes } = acknowledgement;
+        #[cfg(test)]
+        if self.planted == Some(PlantedBug::RetiresOneEarly) && ticket.0 < self.oldest {
+            return;
+        }
+        let entry = self.entry(ticket);
+        entry.pending = entry.pending.checked_sub(records).expect("no more records are acknowledged than were sent");
+        #[cfg(test)]
+        if self.planted == Some(PlantedBug::ConfirmsNewest) {
+            self.confirmed = self.confirmed.max(self.entry(ticket).end);
+        }
+        self.bytes = self.bytes.checked_sub(bytes).expect("no more bytes are acknowledged than were sent");
+        self.retire();
+    }
+
+    /// Everything before this is delivered.
+    pub fn confirmed(&self) -> Lsn {
+        self.confirmed
+    }
+
+    /// Bytes sent and not acknowledged.
+    pub fn bytes_in_flight(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Transactions and keepalives that have not retired.
+    pub fn tickets_in_flight(&self) -> usize {
+        self.tickets.len()
+    }
+
+    /// The commit of a transaction in flight.
+    pub fn commit_of(&self, ticket: Ticket) -> Option<Commit> {
+        let index = ticket.0.checked_sub(self.oldest)?;
+        self.tickets.get(index as usize)?.commit
+    }
+
+    /// The commit of the oldest transaction in flight.
+    pub fn oldest(&self) -> Option<Commit> {
+        self.tickets.iter().find_map(|entry| entry.commit)
+    }
+
+    /// The commit of the newest transaction that has retired.
+    pub fn delivered(&self) -> Option<Commit> {
+        self.delivered
+    }
+
+    fn entry(&mut self, ticket: Ticket) -> &mut Entry {
+        let index = ticket.0.checked_sub(self.oldest).expect("a retired ticket has nothing in flight");
+        self.tickets.get_mut(index as usize).expect("the ledger opened the ticket")
+    }
+
+    fn retire(&mut self) {
+        while let Some(front) = self.tickets.front() {
+            if !front.closed || front.pending > self.pending_max() {
+                break;
+            }
+            self.confirmed = self.confirmed.max(front.end);
+            self.delivered = front.commit.or(self.delivered);
+            self.tickets.pop_front();
+            self.oldest += 1;
+        }
+    }
+
+    #[cfg(not(test))]
+    fn pending_max(&self) -> u64 {
+        0
+    }
+
+    #[cfg(test)]
+    fn pending_max(&self) -> u64 {
+        u64::from(self.planted == Some(PlantedBug::RetiresOneEarly))
+    }
+
+    /// Makes one mistake from now on.
+    #[cfg(test)]
+    pub fn plant(&mut self, bug: Option<PlantedBug>) {
+        self.planted = bug;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(end: u64) -> Commit {
+        Commit { xid: 1, lsn: Lsn(end - 1), end: Lsn(end), time: 0 }
+    }
+
+    fn transaction(ledger: &mut Ledger, end: u64, records: u64) -> Ticket {
+        let ticket = ledger.open(commit(end));
+        ledger.sent(ticket, records, records * 100);
+        ledger.close(ticket);
+        ticket
+    }
+
+    fn acknowledge(ledger: &mut Ledger, ticket: Ticket, records: u64) {
+        ledger.acknowledge(Acknowledgement { ticket, records, bytes: records * 100 });
+    }
+
+    #[test]
+    fn confirms_the_longest_acknowledged_prefix() {
+        let mut ledger = Ledger::new(Lsn(5));
+        let first = transaction(&mut ledger, 10, 2);
+        let second = transaction(&mut ledger, 20, 1);
+        acknowledge(&mut ledger, second, 1);
+        assert_eq!(ledger.confirmed(), Lsn(5));
+        acknowledge(&mut ledger, first, 1);
+        assert_eq!(ledger.confirmed(), Lsn(5));
+        acknowledge(&mut ledger, first, 1);
+        assert_eq!(ledger.confirmed(), Lsn(20));
+        assert_eq!((ledger.bytes_in_flight(), ledger.tickets_in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn a_transaction_that_is_still_being_sent_holds_what_comes_after() {
+        let mut ledger = Ledger::new(Lsn(0));
+        let ticket = ledger.open(commit(10));
+        ledger.sent(ticket, 1, 100);
+        acknowledge(&mut ledger, ticket, 1);
+        ledger.progress(Lsn(30));
+        assert_eq!(ledger.confirmed(), Lsn(0));
+        assert_eq!((ledger.commit_of(ticket), ledger.oldest()), (Some(commit(10)), Some(commit(10))));
+        assert_eq!(ledger.delivered(), None);
+        ledger.close(ticket);
+        assert_eq!(ledger.confirmed(), Lsn(30));
+        assert_eq!((ledger.commit_of(ticket), ledger.oldest()), (None, None));
+        assert_eq!(ledger.delivered(), Some(commit(10)));
+    }
+
+    #[test]
+    fn a_keepalive_waits_its_turn_and_many_are_one() {
+        let mut ledger = Ledger::new(Lsn(0));
+        let ticket = transaction(&mut ledger, 10, 1);
+        for position in [11, 12, 13] {
+            ledger.progress(Lsn(position));
+        }
+        assert_eq!((ledger.confirmed(), ledger.tickets_in_flight()), (Lsn(0), 2));
+        acknowledge(&mut ledger, ticket, 1);
+        assert_eq!(ledger.confirmed(), Lsn(13));
+    }
+
+    #[test]
+    fn transactions_without_records_and_idle_progress_advance_at_once() {
+        let mut ledger = Ledger::new(Lsn(0));
+        transaction(&mut ledger, 10, 0);
+        assert_eq!(ledger.confirmed(), Lsn(10));
+        ledger.progress(Lsn(12));
+        ledger.progress(Lsn(11));
+        assert_eq!(ledger.confirmed(), Lsn(12));
+    }
+}

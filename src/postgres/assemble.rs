@@ -1,0 +1,533 @@
+//! `Message`s -> `Transaction`. Pure, but for the spill file of a transaction that is too large for memory.
+//!
+//! It remembers each table's shape from the Relation messages; what only the catalog knows (the order of a key, types
+//! that are not built in) it asks for, once per shape, and waits.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use postgres_types::{Kind, Type};
+
+use crate::{
+    change::{Column, Commit, Identity, Old, Op, Row, Table},
+    lsn::Lsn,
+    postgres::{
+        pgoutput::{DecodeError, Message, Relation},
+        wire::TableFacts,
+    },
+    transaction::{Spill, SpillError, Transaction},
+};
+
+/// Says whether the rows of `schema`.`table` are asked for.
+pub type Wanted = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
+/// Turns messages into transactions.
+pub struct Assembler {
+    wanted: Wanted,
+    spill: Spill,
+    /// By oid; `None` for a table that nobody asked for.
+    tables: HashMap<u32, Option<Arc<Table>>>,
+    /// Names of types that are not built in, by oid, as (schema, name).
+    types: HashMap<u32, (String, String)>,
+    /// A shape that waits for what the catalog says.
+    asked: Option<Shape>,
+    versions: u64,
+    /// The transaction that is open, and what its Begin said.
+    open: Option<Open>,
+    /// Where the last commit ended.
+    last_end: Lsn,
+    spare: Option<Transaction>,
+}
+
+struct Open {
+    transaction: Transaction,
+    commit: Lsn,
+    xid: u32,
+}
+
+/// A Relation message, kept.
+struct Shape {
+    oid: u32,
+    schema: String,
+    name: String,
+    identity: Identity,
+    columns: Vec<ShapeColumn>,
+}
+
+struct ShapeColumn {
+    identity: bool,
+    name: String,
+    type_oid: u32,
+    modifier: i32,
+}
+
+/// What a message led to.
+#[derive(Debug)]
+pub enum Step {
+    /// More messages are needed.
+    More,
+    /// `answer` must be given what the catalog says of this table before the next message.
+    Ask(u32),
+    /// A transaction is whole.
+    Done(Transaction),
+}
+
+/// The messages do not fit together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// A message that is not one.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A transaction begins in another.
+    #[error("BEGIN of transaction {xid} inside the transaction that commits at {open}")]
+    Nested {
+        /// The new one.
+        xid: u32,
+        /// The open one's commit LSN.
+        open: Lsn,
+    },
+    /// Something that belongs in a transaction stands outside.
+    #[error("{what} outside a transaction")]
+    Outside {
+        /// What.
+        what: &'static str,
+    },
+    /// Commit and Begin tell of different transactions.
+    #[error("COMMIT at {commit} does not close BEGIN for {begin}")]
+    Mismatch {
+        /// The commit LSN that Commit tells.
+        commit: Lsn,
+        /// The commit LSN that Begin told.
+        begin: Lsn,
+    },
+    /// A transaction is not after the one before.
+    #[error("COMMIT from {commit} to {end} after a transaction that ended at {last_end}")]
+    Backwards {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// Where it ends.
+        end: Lsn,
+        /// Where the one before ended.
+        last_end: Lsn,
+    },
+    /// A row of a table that no Relation message told of.
+    #[error("a row of table oid {oid}, which no Relation message has told of")]
+    UnknownTable {
+        /// The table's oid.
+        oid: u32,
+    },
+    /// A row with more or fewer values than its table has columns.
+    #[error("a row of {table} with {values} values for {columns} columns")]
+    Width {
+        /// `schema.table`.
+        table: String,
+        /// Values in the row.
+        values: u16,
+        /// Columns of the table.
+        columns: usize,
+    },
+    /// A message that we did not ask the server for.
+    #[error("a logical message with prefix {prefix:?}, which was not asked for")]
+    Unasked {
+        /// Its prefix.
+        prefix: String,
+    },
+    /// Too large for memory, and the spill file fails.
+    #[error("failed to {0}")]
+    Spill(#[from] SpillError),
+}
+
+/// Buffers of a transaction that is handed back are kept up to this size.
+const SPARE_BYTES_MAX: usize = 1 << 20;
+
+impl Assembler {
+    /// Starts with nothing known: the server tells every shape again after START_REPLICATION.
+    pub fn new(wanted: Wanted, spill: Spill) -> Self {
+        Self {
+            wanted,
+            spill,
+            tables: HashMap::new(),
+            types: HashMap::new(),
+            asked: None,
+            versions: 0,
+            open: None,
+            last_end: Lsn::INVALID,
+            spare: None,
+        }
+    }
+
+    /// Whether a transaction is open, so that the server's position says nothing of what is done.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Takes a transaction back for its buffer.
+    pub fn recycle(&mut self, mut transaction: Transaction) {
+        transaction.clear(SPARE_BYTES_MAX);
+        self.spare = Some(transaction);
+    }
+
+    /// Takes the next message, which stands at `lsn` in the log.
+    pub fn push(&mut self, lsn: Lsn, message: Message<'_>) -> Result<Step, AssembleError> {
+        match message {
+            Message::Insert { table, new } => self.change(lsn, table, "an INSERT", Op::Insert { new })?,
+            Message::Update { table, old, new } => self.change(lsn, table, "an UPDATE", Op::Update { old, new })?,
+            Message::Delete { table, old } => self.change(lsn, table, "a DELETE", Op::Delete { old })?,
+            Message::Truncate { tables, .. } => {
+                for table in tables.iter() {
+                    self.change(lsn, table, "a TRUNCATE", Op::Truncate)?;
+                }
+            }
+            Message::Begin { commit, xid, .. } => self.begin(commit, xid)?,
+            Message::Commit { commit, end, time } => return self.commit(commit, end, time),
+            Message::Relation(relation) => {
+                let oid = relation.oid;
+                self.asked = Some(Shape::of(&relation));
+                return Ok(Step::Ask(oid));
+            }
+            Message::Type { oid, schema, name } => {
+                self.types.insert(oid, (schema.into(), name.into()));
+            }
+            Message::Origin { .. } if self.open.is_none() => return Err(AssembleError::Outside { what: "an ORIGIN" }),
+            Message::Origin { .. } => {}
+            Message::Logical { prefix, .. } => return Err(AssembleError::Unasked { prefix: prefix.into() }),
+        }
+        Ok(Step::More)
+    }
+
+    /// Completes the shape that `push` asked about.
+    pub fn answer(&mut self, facts: Option<TableFacts>) {
+        let Some(shape) = self.asked.take() else { return };
+        let facts = facts.unwrap_or_default();
+        let wanted = (self.wanted)(&shape.schema, &shape.name)
+            || facts.ancestors.iter().any(|(schema, name)| (self.wanted)(schema, name));
+        let oid = shape.oid;
+        let table = wanted.then(|| {
+            self.versions += 1;
+            Arc::new(shape.complete(self.versions, &facts, &self.types))
+        });
+        self.tables.insert(oid, table);
+    }
+
+    fn begin(&mut self, commit: Lsn, xid: u32) -> Result<(), AssembleError> {
+        if let Some(open) = &self.open {
+            return Err(AssembleError::Nested { xid, open: open.commit });
+        }
+        let transaction = self.spare.take().unwrap_or_default();
+        self.open = Some(Open { transaction, commit, xid });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: Lsn, end: Lsn, time: i64) -> Result<Step, AssembleError> {
+        let Some(Open { mut transaction, commit: begin, xid }) = self.open.take() else {
+            return Err(AssembleError::Outside { what: "a COMMIT" });
+        };
+        if commit != begin {
+            return Err(AssembleError::Mismatch { commit, begin });
+        }
+        if commit < self.last_end || end <= commit {
+            return Err(AssembleError::Backwards { commit, end, last_end: self.last_end });
+        }
+        self.last_end = end;
+        transaction.commit = Commit { xid, lsn: commit, end, time };
+        transaction.rewind(&self.spill)?;
+        Ok(Step::Done(transaction))
+    }
+
+    fn change(&mut self, lsn: Lsn, oid: u32, what: &'static str, op: Op<'_>) -> Result<(), AssembleError> {
+        let open = self.open.as_mut().ok_or(AssembleError::Outside { what })?;
+        let Some(table) = self.tables.get(&oid).ok_or(AssembleError::UnknownTable { oid })? else { return Ok(()) };
+        let fits = |row: Row<'_>| match usize::from(row.columns) == table.columns.len() {
+            true => Ok(()),
+            false => Err(AssembleError::Width {
+                table: format!("{}.{}", table.schema, table.name),
+                values: row.columns,
+                columns: table.columns.len(),
+            }),
+        };
+        let fits_old = |old: Old<'_>| match old {
+            Old::Identity(row) | Old::Full(row) => fits(row),
+        };
+        match op {
+            Op::Insert { new } => fits(new)?,
+            Op::Update { old, new } => {
+                old.map_or(Ok(()), fits_old)?;
+                fits(new)?;
+            }
+            Op::Delete { old } => fits_old(old)?,
+            Op::Truncate => {}
+        }
+        open.transaction.push(table, lsn, op, &self.spill)?;
+        Ok(())
+    }
+}
+
+impl Shape {
+    fn of(relation: &Relation<'_>) -> Self {
+        let columns = relation.columns.iter().map(|c| ShapeColumn {
+            identity: c.identity,
+            name: c.name.into(),
+            type_oid: c.type_oid,
+            modifier: c.modifier,
+        });
+        Self {
+            oid: relation.oid,
+            schema: or_pg_catalog(relation.schema).into(),
+            name: relation.name.into(),
+            identity: relation.identity,
+            columns: columns.collect(),
+        }
+    }
+
+    fn complete(self, version: u64, facts: &TableFacts, types: &HashMap<u32, (String, String)>) -> Table {
+        let columns: Vec<Column> = self
+            .columns
+            .into_iter()
+            .map(|c| {
+                let (ty, modifier) = resolve(c.type_oid, c.modifier, facts, types);
+                Column { name: c.name, ty, modifier, identity: c.identity }
+            })
+            .collect();
+        let key = key(self.identity, &columns, facts);
+        Table { version, oid: self.oid, schema: self.schema, name: self.name, identity: self.identity, columns, key }
+    }
+}
+
+/// The type of a column: built in, or what the catalog says, or, when the type is gone from the catalog, what the stream
+/// called it, whose text form is then all that is known.
+fn resolve(oid: u32, modifier: i32, facts: &TableFacts, types: &HashMap<u32, (String, String)>) -> (Type, i32) {
+    if let Some(ty) = Type::from_oid(oid) {
+        return (ty, modifier);
+    }
+    if let Some(fact) = facts.types.get(&oid) {
+        return (fact.ty.clone(), fact.modifier.unwrap_or(modifier));
+    }
+    let (schema, name) = types.get(&oid).map_or(("", ""), |(schema, name)| (schema, name));
+    // A domain is told under the name of the type below it, which may be built in.
+    let built_in = || (1..10_000).filter_map(Type::from_oid).find(|ty| ty.name() == name);
+    let below_domain = if or_pg_catalog(schema) == "pg_catalog" { built_in() } else { None };
+    let gone = || Type::new(name.into(), oid, Kind::Enum(Vec::new()), schema.into());
+    (below_domain.unwrap_or_else(gone), modifier)
+}
+
+/// What names a row.
+///
+/// The log's own flags say which columns, as of the row; the catalog, which may be newer, gives only their order. Where
+/// the log cannot tell (identity full or nothing, or no key), the catalog's key serves if the row has its columns.
+fn key(identity: Identity, columns: &[Column], facts: &TableFacts) -> Vec<usize> {
+    let index_of = |name: &String| columns.iter().position(|c| c.name == *name);
+    let indexes = |names: &[String]| names.iter().map(index_of).collect::<Option<Vec<usize>>>().unwrap_or_default();
+    let flagged: Vec<usize> = (0..columns.len()).filter(|&i| columns[i].identity).collect();
+    if matches!(identity, Identity::Default | Identity::Index) && !flagged.is_empty() {
+        let ordered = indexes(if identity == Identity::Default { &facts.primary_key } else { &facts.identity_index });
+        let set = |indexes: &[usize]| indexes.iter().copied().collect::<HashSet<usize>>();
+        return if set(&ordered) == set(&flagged) { ordered } else { flagged };
+    }
+    match indexes(&facts.primary_key) {
+        key if key.is_empty() => facts.unique.as_deref().map(indexes).unwrap_or_default(),
+        key => key,
+    }
+}
+
+/// The stream leaves the name of `pg_catalog` out.
+fn or_pg_catalog(schema: &str) -> &str {
+    if schema.is_empty() { "pg_catalog" } else { schema }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::{
+        compose::{self, Cell},
+        pgoutput,
+        wire::TypeFact,
+    };
+
+    const COLUMNS: &[(bool, &str, u32, i32)] = &[(false, "note", 25, -1), (true, "b", 23, -1), (true, "a", 23, -1)];
+    const ROW: &[Cell<'_>] = &[Cell::Text("x"), Cell::Text("1"), Cell::Text("2")];
+
+    fn assembler(memory_max: usize) -> Assembler {
+        let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 10_000 };
+        Assembler::new(Arc::new(|_, name| name != "unwanted"), spill)
+    }
+
+    fn push(assembler: &mut Assembler, lsn: u64, bytes: &[u8]) -> Result<Step, AssembleError> {
+        assembler.push(Lsn(lsn), pgoutput::decode(bytes)?)
+    }
+
+    fn tell(assembler: &mut Assembler, relation: &[u8], facts: TableFacts) {
+        assert!(matches!(push(assembler, 0, relation), Ok(Step::Ask(_))));
+        assembler.answer(Some(facts));
+    }
+
+    fn names(table: &Table) -> Vec<&str> {
+        table.key.iter().map(|&i| table.columns[i].name.as_str()).collect()
+    }
+
+    fn strings(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.into()).collect()
+    }
+
+    #[test]
+    fn a_transaction_is_given_whole_at_its_commit() {
+        let mut assembler = assembler(1 << 20);
+        tell(&mut assembler, &compose::relation(1, "public", "t", b'd', COLUMNS), TableFacts::default());
+        tell(&mut assembler, &compose::relation(2, "public", "unwanted", b'd', COLUMNS), TableFacts::default());
+        push(&mut assembler, 0, &compose::begin(Lsn(50), 9, 3)).unwrap();
+        push(&mut assembler, 10, &compose::insert(1, ROW)).unwrap();
+        push(&mut assembler, 11, &compose::insert(2, ROW)).unwrap();
+        push(&mut assembler, 12, &compose::truncate(&[1, 2], 0)).unwrap();
+        assert!(assembler.is_open());
+        let Step::Done(mut transaction) = push(&mut assembler, 50, &compose::commit(Lsn(50), Lsn(60), 9)).unwrap()
+        else {
+            panic!("the transaction is whole");
+        };
+        assert_eq!(transaction.commit, Commit { xid: 3, lsn: Lsn(50), end: Lsn(60), time: 9 });
+        let change = transaction.next().unwrap().unwrap();
+        assert!(matches!((change.lsn, change.op), (Lsn(10), Op::Insert { .. })));
+        let change = transaction.next().unwrap().unwrap();
+        assert_eq!((change.lsn, change.op, change.table.name.as_str()), (Lsn(12), Op::Truncate, "t"));
+        assert!(transaction.next().unwrap().is_none());
+        assert!(!assembler.is_open());
+    }
+
+    #[test]
+    fn messages_that_do_not_fit_together_are_refused() {
+        let begun = || {
+            let mut assembler = assembler(1 << 20);
+            tell(&mut assembler, &compose::relation(1, "public", "t", b'd', COLUMNS), TableFacts::default());
+            push(&mut assembler, 0, &compose::begin(Lsn(50), 0, 3)).unwrap();
+            assembler
+        };
+        let refused = |assembler: &mut Assembler, bytes: &[u8]| push(assembler, 0, bytes).unwrap_err().to_string();
+        assert_eq!(
+            refused(&mut begun(), &compose::begin(Lsn(70), 0, 4)),
+            "BEGIN of transaction 4 inside the transaction that commits at 0/32"
+        );
+        assert_eq!(
+            refused(&mut begun(), &compose::commit(Lsn(51), Lsn(60), 0)),
+            "COMMIT at 0/33 does not close BEGIN for 0/32"
+        );
+        assert_eq!(
+            refused(&mut begun(), &compose::insert(9, ROW)),
+            "a row of table oid 9, which no Relation message has told of"
+        );
+        assert_eq!(
+            refused(&mut begun(), &compose::insert(1, &ROW[..2])),
+            "a row of public.t with 2 values for 3 columns"
+        );
+        let mut assembler = begun();
+        push(&mut assembler, 0, &compose::commit(Lsn(50), Lsn(60), 0)).unwrap();
+        assert_eq!(refused(&mut assembler, &compose::insert(1, ROW)), "an INSERT outside a transaction");
+        assert_eq!(refused(&mut assembler, &compose::commit(Lsn(50), Lsn(60), 0)), "a COMMIT outside a transaction");
+        push(&mut assembler, 0, &compose::begin(Lsn(59), 0, 4)).unwrap();
+        assert_eq!(
+            refused(&mut assembler, &compose::commit(Lsn(59), Lsn(61), 0)),
+            "COMMIT from 0/3B to 0/3D after a transaction that ended at 0/3C"
+        );
+    }
+
+    #[test]
+    fn the_log_says_which_columns_are_the_key_and_the_catalog_their_order() {
+        let mut assembler = assembler(1 << 20);
+        let mut key_of = |identity: u8, columns: &[(bool, &str, u32, i32)], facts: TableFacts| {
+            tell(&mut assembler, &compose::relation(1, "", "t", identity, columns), facts);
+            let table = assembler.tables[&1].clone().unwrap();
+            assert_eq!(table.schema, "pg_catalog");
+            names(&table).join(",")
+        };
+        let primary = |key: &[&str]| TableFacts { primary_key: strings(key), ..TableFacts::default() };
+        assert_eq!(key_of(b'd', COLUMNS, primary(&["a", "b"])), "a,b");
+        // The key was changed since, or the table is gone: the log's flags hold.
+        assert_eq!(key_of(b'd', COLUMNS, primary(&["note"])), "b,a");
+        assert_eq!(key_of(b'd', COLUMNS, TableFacts::default()), "b,a");
+        let index = TableFacts { identity_index: strings(&["a", "b"]), ..primary(&["note"]) };
+        assert_eq!(key_of(b'i', COLUMNS, index), "a,b");
+        let full: Vec<_> = COLUMNS.iter().map(|c| (true, c.1, c.2, c.3)).collect();
+        assert_eq!(key_of(b'f', &full, primary(&["a"])), "a");
+        assert_eq!(key_of(b'f', &full, primary(&["new_column"])), "");
+        let keyless: Vec<_> = COLUMNS.iter().map(|c| (false, c.1, c.2, c.3)).collect();
+        let unique = TableFacts { unique: Some(strings(&["b"])), ..TableFacts::default() };
+        assert_eq!(key_of(b'd', &keyless, unique), "b");
+        assert_eq!(key_of(b'n', &keyless, primary(&["a"])), "a");
+        assert_eq!(key_of(b'd', &keyless, TableFacts::default()), "");
+    }
+
+    #[test]
+    fn types_come_from_the_catalog_or_by_the_name_that_the_stream_gives() {
+        let mut assembler = assembler(1 << 20);
+        for (oid, schema, name) in [(20_000, "", "numeric"), (20_001, "public", "mood"), (20_002, "public", "price")] {
+            let mut ty = vec![b'Y'];
+            ty.extend(u32::to_be_bytes(oid));
+            ty.extend(format!("{schema}\0{name}\0").as_bytes());
+            push(&mut assembler, 0, &ty).unwrap();
+        }
+        let columns = [(false, "gone", 20_000, -1), (false, "mood", 20_001, -1), (false, "price", 20_002, -1)];
+        let types = HashMap::from([(20_002, TypeFact { ty: Type::NUMERIC, modifier: Some(655_366) })]);
+        tell(
+            &mut assembler,
+            &compose::relation(1, "public", "t", b'n', &columns),
+            TableFacts { types, ..TableFacts::default() },
+        );
+        let table = assembler.tables[&1].clone().unwrap();
+        assert_eq!((&table.columns[0].ty, table.columns[0].modifier), (&Type::NUMERIC, -1));
+        assert!(matches!(table.columns[1].ty.kind(), Kind::Enum(_)));
+        assert_eq!((&table.columns[2].ty, table.columns[2].modifier), (&Type::NUMERIC, 655_366));
+    }
+
+    #[test]
+    fn a_partition_is_wanted_when_its_root_is() {
+        let mut assembler = Assembler::new(
+            Arc::new(|_, name| name == "root"),
+            Spill { dir: std::env::temp_dir(), memory_max: 1, file_max: 1 },
+        );
+        let facts = TableFacts { ancestors: vec![("public".into(), "root".into())], ..TableFacts::default() };
+        tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), facts);
+        tell(&mut assembler, &compose::relation(2, "public", "other", b'd', COLUMNS), TableFacts::default());
+        assert!(assembler.tables[&1].is_some() && assembler.tables[&2].is_none());
+    }
+
+    #[test]
+    fn a_large_transaction_leaves_memory_and_comes_back_in_order() {
+        for memory_max in [0, 100, 1000, 1 << 20] {
+            let mut assembler = assembler(memory_max);
+            tell(&mut assembler, &compose::relation(1, "public", "t", b'd', COLUMNS), TableFacts::default());
+            for round in 1..3u64 {
+                let (commit, end) = (Lsn(round * 1000), Lsn(round * 1000 + 8));
+                push(&mut assembler, 0, &compose::begin(commit, 0, 3)).unwrap();
+                for lsn in 0..100 {
+                    push(&mut assembler, lsn, &compose::update(1, Some((b'K', ROW)), ROW)).unwrap();
+                }
+                let Step::Done(mut transaction) = push(&mut assembler, 0, &compose::commit(commit, end, 0)).unwrap()
+                else {
+                    panic!("the transaction is whole");
+                };
+                assert_eq!((transaction.len(), transaction.is_spilled()), (100, memory_max < 7000));
+                for lsn in 0..100 {
+                    let change = transaction.next().unwrap().unwrap();
+                    assert_eq!(change.lsn, Lsn(lsn));
+                    let Op::Update { old: Some(Old::Identity(old)), new } = change.op else { panic!("{change:?}") };
+                    assert_eq!((old, new.values().count()), (new, 3));
+                }
+                assert!(transaction.next().unwrap().is_none());
+                assembler.recycle(transaction);
+            }
+        }
+    }
+
+    #[test]
+    fn a_spill_file_has_a_limit_and_an_address() {
+        let mut too_small = assembler(100);
+        too_small.spill.file_max = 200;
+        let mut nowhere = assembler(100);
+        nowhere.spill.dir = "/nonexistent".into();
+        for (mut assembler, words) in [(too_small, "raise limits.spill"), (nowhere, "data_dir must be writable")] {
+            tell(&mut assembler, &compose::relation(1, "public", "t", b'd', COLUMNS), TableFacts::default());
+            push(&mut assembler, 0, &compose::begin(Lsn(9), 0, 3)).unwrap();
+            let error = (0..9).find_map(|_| push(&mut assembler, 0, &compose::insert(1, ROW)).err()).unwrap();
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+}

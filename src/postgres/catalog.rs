@@ -1,0 +1,429 @@
+//! Catalog -> what the database says about itself: the server, its tables, their keys and types. IO.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use postgres_types::{Kind, Oid, PgLsn, Type};
+use tokio::{sync::watch, time::timeout};
+use tokio_postgres::{Client, NoTls, Row};
+
+use super::{
+    connect::{address, connect},
+    fault::{Fault, Step, Who, sort, with_causes},
+    url::{Host, Target},
+    wire::{TableFacts, TableKind, TypeFact},
+};
+use crate::{lsn::Lsn, source::SourceError};
+
+/// A question that takes longer is given up and asked again later: nothing may hang behind a lock of the monolith's.
+const STATEMENT_TIMEOUT: &str = "30s";
+/// Longer than any healthy lock, shorter than what an application notices behind ours.
+const LOCK_TIMEOUT: &str = "5s";
+/// As the server's own timeout, with room for the way.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// An ordinary session beside the replication session: what is asked of the catalog, and the first to hear of a
+/// shutdown.
+#[derive(Clone)]
+pub(crate) struct Control {
+    client: Arc<Client>,
+    lost: watch::Receiver<Option<String>>,
+    pub(crate) host: Host,
+    pub(crate) who: Who,
+}
+
+/// The server and our role on it.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerFacts {
+    pub(crate) version: String,
+    pub(crate) version_num: i32,
+    pub(crate) wal_level: String,
+    pub(crate) database: String,
+    pub(crate) user: String,
+    pub(crate) encoding: String,
+    pub(crate) standby: bool,
+    pub(crate) may_replicate: bool,
+    pub(crate) slots: (i64, i64),
+    pub(crate) walsenders: (i64, i64),
+    pub(crate) max_slot_wal_keep_mb: i64,
+}
+
+/// A table that could be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CatalogTable {
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    /// Schema and name of the root, for a partition.
+    pub(crate) root: Option<(String, String)>,
+    /// Unlogged tables are not in the log.
+    pub(crate) unlogged: bool,
+    /// Publishing its updates and deletes breaks nothing: the log can name its old rows.
+    pub(crate) identified: bool,
+}
+
+impl Control {
+    /// Connects to the first host that answers, and logs in.
+    pub(crate) async fn open(target: &Target, slot: &str, application_name: &str) -> Result<Control, SourceError> {
+        let mut failed = None;
+        for host in &target.hosts {
+            let who = Who {
+                address: address(host),
+                user: target.user.clone(),
+                database: target.database.clone(),
+                slot: slot.to_owned(),
+            };
+            match Control::open_host(target, host, who, application_name).await {
+                Ok(control) if !target.primary_only || !control.is_standby().await? => return Ok(control),
+                Ok(_) => {}
+                // The next may be better; what a server refuses, the others refuse too.
+                Err(SourceError::Passing(error)) => failed = Some(SourceError::Passing(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| {
+            let hosts = target.hosts.iter().map(address).collect::<Vec<_>>().join(", ");
+            Fault::OnlyStandbys { hosts }.passing()
+        }))
+    }
+
+    async fn open_host(target: &Target, host: &Host, who: Who, application_name: &str) -> Result<Control, SourceError> {
+        let mut config = tokio_postgres::Config::new();
+        config.user(&target.user).dbname(&target.database).application_name(application_name);
+        // TLS is already there when tokio-postgres takes over.
+        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        if let Some(password) = &host.password {
+            config.password(password.reveal());
+        }
+        config.options(format!(
+            "{} -c search_path=pg_catalog -c statement_timeout={STATEMENT_TIMEOUT} -c lock_timeout={LOCK_TIMEOUT} \
+             -c idle_session_timeout=0 -c default_transaction_read_only=off",
+            target.options.as_deref().unwrap_or_default()
+        ));
+        let open = async {
+            let stream = connect(target, host).await?;
+            config.connect_raw(stream, NoTls).await.map_err(|error| sort(error, Step::LogIn, &who))
+        };
+        let seconds = target.connect_timeout.as_secs();
+        let late = |_| Fault::ConnectTimeout { address: who.address.clone(), seconds }.passing();
+        let (client, connection) = timeout(target.connect_timeout, open).await.map_err(late)??;
+        let (tell, lost) = watch::channel(None);
+        tokio::spawn(async move {
+            let why = match connection.await {
+                Ok(()) => "it was closed".to_owned(),
+                Err(error) => with_causes(&error),
+            };
+            tell.send_replace(Some(why));
+        });
+        Ok(Control { client: Arc::new(client), lost, host: host.clone(), who })
+    }
+
+    /// Waits until the connection is lost, and says why. Cancel safe.
+    pub(crate) async fn lost(&mut self) -> SourceError {
+        let why = match self.lost.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "its task is gone".to_owned(),
+        };
+        self.lost_fault(why)
+    }
+
+    /// An error when the connection is lost.
+    pub(crate) fn check(&self) -> Result<(), SourceError> {
+        match &*self.lost.borrow() {
+            Some(why) => Err(self.lost_fault(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn lost_fault(&self, why: String) -> SourceError {
+        Fault::ControlLost { address: self.who.address.clone(), why }.passing()
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn postgres_types::ToSql + Sync)],
+    ) -> Result<Vec<Row>, SourceError> {
+        let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
+        let asked = timeout(ANSWER_TIMEOUT, self.client.query(sql, parameters)).await.map_err(late)?;
+        asked.map_err(|error| sort(error, Step::Ask, &self.who))
+    }
+
+    async fn is_standby(&self) -> Result<bool, SourceError> {
+        let rows = self.query("SELECT pg_is_in_recovery()", &[]).await?;
+        Ok(rows[0].get(0))
+    }
+
+    /// What the catalog says of a table; `None` when it is gone.
+    pub(crate) async fn facts(&self, oid: u32) -> Result<Option<TableFacts>, SourceError> {
+        // Sent together, answered one after the other.
+        let asked: [&(dyn postgres_types::ToSql + Sync); 1] = [&oid];
+        let (table, types) = tokio::try_join!(self.query(TABLE, &asked), self.query(TYPES, &asked))?;
+        let Some(table) = table.first() else { return Ok(None) };
+        let names = |column| table.get::<_, Option<Vec<String>>>(column).unwrap_or_default();
+        let ancestors = names("ancestor_schemas").into_iter().zip(names("ancestor_names")).collect();
+        let known = types.iter().map(known_type).collect::<HashMap<_, _>>();
+        Ok(Some(TableFacts {
+            schema: table.get("schema"),
+            name: table.get("name"),
+            kind: if table.get::<_, &str>("kind") == "p" { TableKind::Partitioned } else { TableKind::Table },
+            ancestors,
+            primary_key: names("primary_key"),
+            identity_index: names("identity_index"),
+            unique: table.get("unique_key"),
+            types: known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect(),
+        }))
+    }
+
+    /// The server, and our role on it.
+    pub(crate) async fn server(&self) -> Result<ServerFacts, SourceError> {
+        let rows = self.query(SERVER, &[]).await?;
+        let row = &rows[0];
+        Ok(ServerFacts {
+            version: row.get("version"),
+            version_num: row.get("version_num"),
+            wal_level: row.get("wal_level"),
+            database: row.get("database"),
+            user: row.get("role"),
+            encoding: row.get("encoding"),
+            standby: row.get("standby"),
+            may_replicate: row.get("may_replicate"),
+            slots: (row.get("slots"), row.get("slots_max")),
+            walsenders: (row.get("walsenders"), row.get("walsenders_max")),
+            max_slot_wal_keep_mb: row.get("max_slot_wal_keep_mb"),
+        })
+    }
+
+    /// Every table that could be published; never those of the system.
+    pub(crate) async fn tables(&self) -> Result<Vec<CatalogTable>, SourceError> {
+        let rows = self.query(TABLES, &[]).await?;
+        let table = |row: &Row| CatalogTable {
+            schema: row.get("schema"),
+            name: row.get("name"),
+            root: row.get::<_, Option<String>>("root_schema").zip(row.get("root_name")),
+            unlogged: row.get("unlogged"),
+            identified: row.get("identified"),
+        };
+        Ok(rows.iter().map(table).collect())
+    }
+
+    /// A question to be asked from elsewhere while this session lives.
+    pub(crate) fn lag(&self) -> Lag {
+        Lag { client: Arc::downgrade(&self.client), who: self.who.clone() }
+    }
+}
+
+/// Asks the server how far the slot is behind.
+#[derive(Clone)]
+pub struct Lag {
+    client: Weak<Client>,
+    who: Who,
+}
+
+/// How far the slot is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lagging {
+    /// The end of the server's log.
+    pub current: Lsn,
+    /// What the slot has confirmed.
+    pub confirmed: Lsn,
+    /// Bytes of log that the server keeps for the slot.
+    pub retained_bytes: u64,
+}
+
+impl Lag {
+    /// Asks; `None` when the session is over or the slot is gone.
+    pub async fn ask(&self) -> Result<Option<Lagging>, SourceError> {
+        let Some(client) = self.client.upgrade() else { return Ok(None) };
+        let asked = timeout(ANSWER_TIMEOUT, client.query_opt(LAG, &[&self.who.slot])).await;
+        let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
+        let row = asked.map_err(late)?.map_err(|error| sort(error, Step::Ask, &self.who))?;
+        Ok(row.map(|row| {
+            let lsn = |column| Lsn(u64::from(row.get::<_, Option<PgLsn>>(column).unwrap_or(PgLsn::from(0))));
+            let (current, confirmed, restart) = (lsn("current"), lsn("confirmed"), lsn("restart"));
+            let retained_bytes = if restart == Lsn::INVALID { 0 } else { current.bytes_since(restart) };
+            Lagging { current, confirmed, retained_bytes }
+        }))
+    }
+}
+
+/// A row of `TYPES`.
+#[derive(Debug)]
+struct KnownType {
+    schema: String,
+    name: String,
+    kind: KnownKind,
+}
+
+#[derive(Debug)]
+enum KnownKind {
+    Simple,
+    Enum(Vec<String>),
+    Domain { base: Oid, modifier: i32 },
+    Array(Oid),
+    Range(Oid),
+    Multirange(Oid),
+    Composite,
+}
+
+fn known_type(row: &Row) -> (Oid, KnownType) {
+    let (base, element, subtype): (Oid, Oid, Option<Oid>) = (row.get("base"), row.get("element"), row.get("subtype"));
+    let kind = match (row.get::<_, &str>("kind"), subtype) {
+        ("d", _) => KnownKind::Domain { base, modifier: row.get("modifier") },
+        ("e", _) => KnownKind::Enum(row.get::<_, Option<Vec<String>>>("labels").unwrap_or_default()),
+        ("r", Some(subtype)) => KnownKind::Range(subtype),
+        ("m", Some(subtype)) => KnownKind::Multirange(subtype),
+        ("c", _) => KnownKind::Composite,
+        _ if row.get("is_array") => KnownKind::Array(element),
+        _ => KnownKind::Simple,
+    };
+    (row.get("oid"), KnownType { schema: row.get("schema"), name: row.get("name"), kind })
+}
+
+/// Follows a type down to what is built in, or cannot be followed.
+fn resolve(oid: Oid, known: &HashMap<Oid, KnownType>) -> TypeFact {
+    if let Some(ty) = Type::from_oid(oid) {
+        return TypeFact { ty, modifier: None };
+    }
+    // The catalog has no cycles: a type is made of types that were there before.
+    let Some(KnownType { schema, name, kind }) = known.get(&oid) else {
+        return TypeFact { ty: Type::new("unknown".into(), oid, Kind::Simple, String::new()), modifier: None };
+    };
+    let made = |kind, modifier| TypeFact { ty: Type::new(name.clone(), oid, kind, schema.clone()), modifier };
+    match kind {
+        KnownKind::Simple => made(Kind::Simple, None),
+        KnownKind::Enum(labels) => made(Kind::Enum(labels.clone()), None),
+        KnownKind::Composite => made(Kind::Composite(Vec::new()), None),
+        KnownKind::Range(subtype) => made(Kind::Range(resolve(*subtype, known).ty), None),
+        KnownKind::Multirange(subtype) => made(Kind::Multirange(resolve(*subtype, known).ty), None),
+        KnownKind::Array(element) => {
+            let element = resolve(*element, known);
+            made(Kind::Array(element.ty), element.modifier)
+        }
+        KnownKind::Domain { base, modifier } => {
+            let below = resolve(*base, known);
+            // `numeric(8,2)` is written at one domain of a chain, and those above it have none.
+            let modifier = if *modifier >= 0 { *modifier } else { below.modifier.unwrap_or(-1) };
+            TypeFact { ty: below.ty, modifier: Some(modifier) }
+        }
+    }
+}
+
+const TABLE: &str = "
+SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
+  (SELECT array_agg(an.nspname ORDER BY a.depth) FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a(oid, depth)
+     JOIN pg_class ac ON ac.oid = a.oid JOIN pg_namespace an ON an.oid = ac.relnamespace
+     WHERE a.oid <> c.oid) AS ancestor_schemas,
+  (SELECT array_agg(ac.relname ORDER BY a.depth) FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a(oid, depth)
+     JOIN pg_class ac ON ac.oid = a.oid
+     WHERE a.oid <> c.oid) AS ancestor_names,
+  (SELECT array_agg(a.attname ORDER BY k.place) FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place),
+     pg_attribute a WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts
+     AND a.attrelid = c.oid AND a.attnum = k.attnum) AS primary_key,
+  (SELECT array_agg(a.attname ORDER BY k.place) FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place),
+     pg_attribute a WHERE i.indrelid = c.oid AND i.indisreplident AND k.place <= i.indnkeyatts
+     AND a.attrelid = c.oid AND a.attnum = k.attnum) AS identity_index,
+  (SELECT array_agg(a.attname ORDER BY k.place) FROM pg_index i JOIN pg_class ic ON ic.oid = i.indexrelid,
+     unnest(i.indkey) WITH ORDINALITY k(attnum, place), pg_attribute a
+     WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+     AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.attnum
+     GROUP BY ic.relname HAVING bool_and(a.attnotnull) ORDER BY ic.relname LIMIT 1) AS unique_key
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = $1 AND c.relkind IN ('r', 'p')";
+
+/// Every type of the table's columns that is not built in, and what those are made of.
+const TYPES: &str = "
+WITH RECURSIVE made(oid) AS (
+  SELECT atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+  UNION
+  SELECT part.oid FROM made JOIN pg_type t ON t.oid = made.oid LEFT JOIN pg_range r ON t.oid IN (r.rngtypid, r.rngmultitypid),
+    LATERAL (VALUES (t.typbasetype), (t.typelem), (r.rngsubtype)) part(oid) WHERE part.oid <> 0
+)
+SELECT t.oid, n.nspname AS schema, t.typname AS name, t.typtype::text AS kind, t.typbasetype AS base,
+  t.typtypmod AS modifier, t.typelem AS element, t.typcategory = 'A' AS is_array,
+  (SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)) AS subtype,
+  (SELECT array_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = t.oid) AS labels
+FROM made JOIN pg_type t ON t.oid = made.oid JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE t.oid >= 12000";
+
+/// A role may replicate by its attribute, as a superuser, or as clouds have it, by membership.
+const SERVER: &str = "
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_num,
+  current_setting('wal_level') AS wal_level, current_database()::text AS database, current_user::text AS role,
+  current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby,
+  (r.rolsuper OR r.rolreplication OR EXISTS (SELECT FROM pg_roles c WHERE c.rolname = 'rds_replication'
+     AND pg_has_role(current_user, c.oid, 'MEMBER'))) AS may_replicate,
+  (SELECT count(*) FROM pg_replication_slots) AS slots,
+  current_setting('max_replication_slots')::bigint AS slots_max,
+  (SELECT count(*) FROM pg_stat_replication) AS walsenders,
+  current_setting('max_wal_senders')::bigint AS walsenders_max,
+  (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size') AS max_slot_wal_keep_mb
+FROM pg_roles r WHERE r.rolname = current_user";
+
+/// A table is identified when each update and delete can name its old row: by a whole old row, a chosen index, or a
+/// primary key that is not deferrable. A partitioned table is when its own key sees to that for partitions to come,
+/// and every leaf that is there is.
+const TABLES: &str = "
+WITH own AS (
+  SELECT c.oid, c.relkind, c.relispartition, c.relname, n.nspname, c.relpersistence,
+    EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS keyed,
+    CASE c.relreplident
+      WHEN 'f' THEN true
+      WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
+      WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indimmediate)
+      ELSE false
+    END AS identified,
+    CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid END AS root
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+    AND n.nspname <> 'information_schema'
+)
+SELECT o.nspname AS schema, o.relname AS name, root.nspname AS root_schema, root.relname AS root_name,
+  o.relpersistence = 'u' AS unlogged,
+  CASE o.relkind WHEN 'p' THEN o.keyed AND NOT EXISTS (
+      SELECT FROM pg_partition_tree(o.oid) t JOIN own leaf ON leaf.oid = t.relid
+      WHERE t.isleaf AND leaf.relkind = 'r' AND NOT leaf.identified)
+    ELSE o.identified END AS identified
+FROM own o LEFT JOIN own root ON root.oid = o.root
+ORDER BY o.nspname, o.relname";
+
+const LAG: &str = "
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS current,
+  confirmed_flush_lsn AS confirmed, restart_lsn AS restart
+FROM pg_replication_slots WHERE slot_name = $1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(types: Vec<(Oid, &str, KnownKind)>) -> HashMap<Oid, KnownType> {
+        let known =
+            |(oid, name, kind): (Oid, &str, _)| (oid, KnownType { schema: "s".into(), name: name.into(), kind });
+        types.into_iter().map(known).collect()
+    }
+
+    #[test]
+    fn a_domain_is_what_is_below_it_with_the_nearest_modifier() {
+        let known = known(vec![
+            (20_000, "money2", KnownKind::Domain { base: Type::NUMERIC.oid(), modifier: 524_294 }),
+            (20_001, "price", KnownKind::Domain { base: 20_000, modifier: -1 }),
+            (20_002, "_price", KnownKind::Array(20_001)),
+        ]);
+        assert_eq!(resolve(20_001, &known), TypeFact { ty: Type::NUMERIC, modifier: Some(524_294) });
+        let array = resolve(20_002, &known);
+        assert_eq!((array.ty.kind(), array.modifier), (&Kind::Array(Type::NUMERIC), Some(524_294)));
+    }
+
+    #[test]
+    fn made_types_keep_their_names() {
+        let labels = vec!["sad".to_owned(), "ok".to_owned()];
+        let known =
+            known(vec![(20_000, "mood", KnownKind::Enum(labels.clone())), (20_001, "hstore", KnownKind::Simple)]);
+        let mood = resolve(20_000, &known).ty;
+        assert_eq!((mood.name(), mood.schema(), mood.kind()), ("mood", "s", &Kind::Enum(labels)));
+        assert_eq!(resolve(20_001, &known).ty.kind(), &Kind::Simple);
+        assert_eq!(resolve(Type::INT4.oid(), &known), TypeFact { ty: Type::INT4, modifier: None });
+    }
+}

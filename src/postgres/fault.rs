@@ -1,0 +1,272 @@
+//! What Postgres or the network said -> `SourceError`: sorted by what is to be done, with the mend in the text. Pure.
+
+use std::{error::Error, io};
+
+use postgres_protocol::message::backend::{ErrorField, ErrorFields};
+use tokio_postgres::{error::DbError, fallible_iterator::FallibleIterator};
+
+use crate::{lsn::Lsn, source::SourceError};
+
+/// An ErrorResponse.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message} ({code}){}", detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default())]
+pub struct Said {
+    /// SQLSTATE.
+    pub code: String,
+    /// The primary message.
+    pub message: String,
+    /// The detail, where there is one.
+    pub detail: Option<String>,
+}
+
+/// What was being done when it went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A session of the ordinary kind.
+    LogIn,
+    /// A replication session, up to and without START_REPLICATION.
+    LogInToReplicate,
+    /// A question to the catalog.
+    Ask,
+    /// Making, changing or dropping a slot or a publication.
+    Prepare,
+    /// START_REPLICATION, and everything after it.
+    Stream,
+}
+
+/// Who asks whom for what: the names that a mend is written with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Who {
+    pub(crate) address: String,
+    pub(crate) user: String,
+    pub(crate) database: String,
+    pub(crate) slot: String,
+}
+
+/// Found by us, not said by a server.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("connect to {address}: {source}")]
+    Unreachable { address: String, source: io::Error },
+    #[error("connect and log in to {address} within {seconds} s")]
+    ConnectTimeout { address: String, seconds: u64 },
+    #[error(
+        "use TLS with {address}: the server does not offer it (ssl = off); turn it on there, or say sslmode=disable"
+    )]
+    NoTls { address: String },
+    #[error("use TLS with {address}: {source}; {mend}")]
+    Tls { address: String, source: io::Error, mend: &'static str },
+    #[error("read {key} {path}: {source}")]
+    TlsFile { key: &'static str, path: String, source: Box<dyn Error + Send + Sync> },
+    #[error("log in to {address}: {what}")]
+    LogIn { address: String, what: String },
+    #[error("find a primary among {hosts}: all of them are standbys")]
+    OnlyStandbys { hosts: String },
+    #[error("{doing} from {address}: {source}")]
+    Broken { doing: &'static str, address: String, source: io::Error },
+    #[error("go on reading from {address}: the server ended the stream")]
+    Ended { address: String },
+    #[error("write to {address} within {seconds} s")]
+    WriteTimeout { address: String, seconds: u64 },
+    #[error("go on with {address}: the control connection is lost ({why})")]
+    ControlLost { address: String, why: String },
+    #[error("understand {address}: {what}")]
+    Protocol { address: String, what: String },
+}
+
+impl Fault {
+    /// As what passes.
+    pub(crate) fn passing(self) -> SourceError {
+        SourceError::Passing(Box::new(self))
+    }
+
+    /// As what lasts.
+    pub(crate) fn refused(self) -> SourceError {
+        SourceError::Refused(Box::new(self))
+    }
+}
+
+impl Said {
+    pub(crate) fn read(mut fields: ErrorFields<'_>) -> io::Result<Said> {
+        let mut said = Said { code: String::new(), message: String::new(), detail: None };
+        let text = |field: &ErrorField<'_>| String::from_utf8_lossy(field.value_bytes()).into_owned();
+        while let Some(field) = fields.next()? {
+            match field.type_() {
+                b'C' => said.code = text(&field),
+                b'M' => said.message = text(&field),
+                b'D' => said.detail = Some(text(&field)),
+                _ => {}
+            }
+        }
+        Ok(said)
+    }
+
+    /// Sorts it by what is to be done, and says how it is mended.
+    pub(crate) fn sort(self, step: Step, who: &Who) -> SourceError {
+        let kind = self.kind(step);
+        let text = match mend(&self, step, who) {
+            Some(mend) => format!("{}: {self}; {mend}", doing(step, who)),
+            None => format!("{}: {self}", doing(step, who)),
+        };
+        let error = Box::new(Sorted { text, said: self });
+        match kind {
+            Kind::Passing => SourceError::Passing(error),
+            Kind::Refused => SourceError::Refused(error),
+            Kind::SlotLost => SourceError::SlotLost(error),
+        }
+    }
+
+    fn kind(&self, step: Step) -> Kind {
+        let message = self.message.as_str();
+        match (self.code.as_str(), step) {
+            // "replication slot ... does not exist", "requested WAL segment ... has already been removed", "can no
+            // longer get changes from replication slot", "this slot has been invalidated".
+            ("42704", Step::Stream) if message.contains("replication slot") => Kind::SlotLost,
+            ("58P01", Step::Stream) if message.contains("WAL segment") => Kind::SlotLost,
+            ("55000", Step::Stream) if message.contains("replication slot") => Kind::SlotLost,
+            // Held by another, or about to be free.
+            ("55006", _) => Kind::Passing,
+            ("55P03", _) => Kind::Passing,
+            (code, _) => match code.get(..2).unwrap_or_default() {
+                // 0A not supported, 22 bad value, 25006 read-only, 28 who are you, 3D no database, 42 no right or no
+                // such thing, 55 wrong state.
+                "0A" | "22" | "25" | "28" | "3D" | "3F" | "42" | "55" => Kind::Refused,
+                _ => Kind::Passing,
+            },
+        }
+    }
+}
+
+impl From<&DbError> for Said {
+    fn from(error: &DbError) -> Said {
+        Said {
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+        }
+    }
+}
+
+/// Sorts what tokio-postgres reports.
+pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> SourceError {
+    if let Some(said) = error.as_db_error() {
+        return Said::from(said).sort(step, who);
+    }
+    let closed = error.is_closed();
+    let text = with_causes(&error);
+    let passing = closed || error.into_source().is_some_and(|source| source.downcast_ref().is_some_and(is_network));
+    let doing = doing(step, who);
+    if passing {
+        return Fault::Protocol { address: who.address.clone(), what: format!("{doing}: {text}") }.passing();
+    }
+    let text = if text.contains("password missing") {
+        "the server asks for a password, and source.postgres has none".to_owned()
+    } else {
+        text
+    };
+    match step {
+        Step::LogIn => Fault::LogIn { address: who.address.clone(), what: text }.refused(),
+        // A question that this version of the server cannot answer, or an answer that we do not understand.
+        _ => Fault::Protocol { address: who.address.clone(), what: format!("{doing}: {text}") }.refused(),
+    }
+}
+
+/// Whether the network broke, and not what was said over it.
+pub(crate) fn is_network(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other)
+}
+
+/// The error's text and those of its causes.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// What a sorted server error prints, and the error itself as its cause.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Sorted {
+    text: String,
+    /// What the server said.
+    pub said: Said,
+}
+
+/// The slot cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SlotFault {
+    #[error("use slot {slot}: it is a slot of plugin {plugin}, not pgoutput; name another one in source.slot")]
+    Plugin { slot: String, plugin: String },
+    #[error("use slot {slot}: it is a physical slot; name another one in source.slot")]
+    Physical { slot: String },
+    #[error("use slot {slot}: it belongs to database {database}, not {ours}; name another one in source.slot")]
+    Database { slot: String, database: String, ours: String },
+    #[error(
+        "use slot {slot}: it is invalidated ({why}), and the log after {confirmed} is gone; drop it with `offshoot drop`, \
+         start again, and load again what was missed"
+    )]
+    Invalidated { slot: String, why: String, confirmed: Lsn },
+    #[error(
+        "use publication {publication}: it is not there, but slot {slot} is, and what was committed after {confirmed} \
+         without a publication is told to nobody; drop the slot with `offshoot drop` and start again"
+    )]
+    PublicationGone { publication: String, slot: String, confirmed: Lsn },
+}
+
+enum Kind {
+    Passing,
+    Refused,
+    SlotLost,
+}
+
+fn doing(step: Step, who: &Who) -> String {
+    match step {
+        Step::LogIn => format!("log in to {} as {}", who.address, who.user),
+        Step::LogInToReplicate => format!("log in to {} as {} for replication", who.address, who.user),
+        Step::Ask => format!("ask {}", who.address),
+        Step::Prepare => format!("prepare {} for replication", who.address),
+        Step::Stream => format!("stream from slot {}", who.slot),
+    }
+}
+
+fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
+    let Who { user, database, slot, .. } = who;
+    let mend = match (said.code.as_str(), step) {
+        ("28P01", _) => "check user and password in source.postgres".into(),
+        ("28000", _) if said.message.contains("pg_hba.conf") => {
+            format!("add a line such as `hostssl {database} {user} ADDRESS scram-sha-256` to pg_hba.conf and reload it")
+        }
+        ("28000", _) if said.message.contains("does not exist") => {
+            format!("CREATE ROLE \"{user}\" LOGIN REPLICATION PASSWORD '...', or check the user in source.postgres")
+        }
+        ("28000", _) if said.message.contains("not permitted to log in") => format!("ALTER ROLE \"{user}\" LOGIN"),
+        ("28000", Step::LogInToReplicate) => format!("ALTER ROLE \"{user}\" REPLICATION"),
+        ("3D000", _) => format!("check the database in source.postgres, or CREATE DATABASE \"{database}\""),
+        ("42501", Step::LogIn) => format!("GRANT CONNECT ON DATABASE \"{database}\" TO \"{user}\""),
+        ("42501", Step::LogInToReplicate | Step::Stream) => format!("ALTER ROLE \"{user}\" REPLICATION"),
+        ("53300", Step::LogInToReplicate) => "raise max_wal_senders, or end another replication session".into(),
+        ("53300", _) => "raise max_connections, or end other sessions".into(),
+        ("53400", _) => "raise max_replication_slots and restart the server, or drop a slot that is not used".into(),
+        ("55000", _) if said.message.contains("wal_level") => WAL_LEVEL.into(),
+        ("25006", _) => "the server is a standby: prepare slot and publication on the primary".into(),
+        ("42704", Step::Stream) if said.message.contains("publication") => format!(
+            "what is in the log was written before the publication was there; drop slot {slot} with `offshoot drop` and \
+             start again"
+        ),
+        ("42704" | "58P01" | "55000", Step::Stream) => format!(
+            "drop slot {slot} with `offshoot drop` if it is still there, start again, and load again what was missed"
+        ),
+        _ => return None,
+    };
+    Some(mend)
+}
+
+/// How `wal_level` is mended.
+pub(crate) const WAL_LEVEL: &str = "ALTER SYSTEM SET wal_level = logical, and restart the server";

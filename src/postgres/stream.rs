@@ -1,0 +1,124 @@
+//! `PostgresSource`: a `Wire` -> committed transactions, by way of frame, pgoutput and assemble.
+
+use crate::{
+    change::Micros,
+    lsn::Lsn,
+    postgres::{
+        assemble::{AssembleError, Assembler, Step},
+        frame::{Frame, FrameError, Status},
+        pgoutput,
+        wire::Wire,
+    },
+    source::{Item, Source, SourceError},
+    transaction::Transaction,
+};
+
+/// Committed transactions of one replication session.
+pub struct PostgresSource<W> {
+    wire: W,
+    assembler: Assembler,
+    /// The table that the assembler waits to hear about.
+    asked: Option<u32>,
+    confirmed: Lsn,
+    clock: fn() -> Micros,
+    /// The server wants a status now.
+    status_wanted: bool,
+    /// Where in the log we are, for messages.
+    lsn: Lsn,
+}
+
+/// What came does not decode; the text names where in the log it stands.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "failed to decode the log at {lsn}: {reason}. Nothing from there on has been confirmed; \
+     docs/operations.md, \"A change that cannot be decoded\", tells what to do"
+)]
+pub struct Undecodable {
+    /// Where the message stands, or the last one that stood somewhere.
+    pub lsn: Lsn,
+    /// What is wrong with it.
+    #[source]
+    pub reason: Reason,
+}
+
+/// What is wrong with a piece of the log.
+#[derive(Debug, thiserror::Error)]
+pub enum Reason {
+    /// Not a frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Not a message, or one that does not fit the ones before.
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
+}
+
+impl<W: Wire> PostgresSource<W> {
+    /// Goes on from `confirmed`, which the slot has.
+    pub fn new(wire: W, assembler: Assembler, confirmed: Lsn, clock: fn() -> Micros) -> Self {
+        Self { wire, assembler, asked: None, confirmed, clock, status_wanted: false, lsn: confirmed }
+    }
+
+    fn fault(&self, reason: Reason) -> SourceError {
+        match reason {
+            Reason::Assemble(AssembleError::Spill(error)) => SourceError::Spill(error),
+            reason => SourceError::Undecodable(Box::new(Undecodable { lsn: self.lsn, reason })),
+        }
+    }
+}
+
+impl<W: Wire> Source for PostgresSource<W> {
+    async fn ready(&mut self) -> Result<(), SourceError> {
+        let Some(oid) = self.asked else { return self.wire.readable().await };
+        let facts = self.wire.facts(oid).await?;
+        self.assembler.answer(facts);
+        self.asked = None;
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<Item>, SourceError> {
+        while self.asked.is_none() {
+            let Some(payload) = self.wire.payload()? else { return Ok(None) };
+            // The error is made apart from `self`, which the payload borrows.
+            let step = match Frame::decode(payload) {
+                Ok(Frame::Wal { start, message, .. }) => {
+                    self.lsn = if start == Lsn::INVALID { self.lsn } else { start };
+                    let message = pgoutput::decode(message).map_err(AssembleError::from);
+                    message.and_then(|message| self.assembler.push(start, message)).map_err(Reason::from)
+                }
+                Ok(Frame::Keepalive { server, reply }) => {
+                    self.status_wanted |= reply;
+                    // Inside a transaction the server's position may be ahead of what has been sent.
+                    if !self.assembler.is_open() && server > self.confirmed {
+                        return Ok(Some(Item::Progress(server)));
+                    }
+                    Ok(Step::More)
+                }
+                Err(error) => Err(error.into()),
+            };
+            match step.map_err(|reason| self.fault(reason))? {
+                Step::More => {}
+                Step::Ask(oid) => self.asked = Some(oid),
+                Step::Done(transaction) => return Ok(Some(Item::Transaction(transaction))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn recycle(&mut self, transaction: Transaction) {
+        self.assembler.recycle(transaction);
+    }
+
+    fn status_wanted(&self) -> bool {
+        self.status_wanted
+    }
+
+    async fn confirm(&mut self, confirmed: Lsn) -> Result<(), SourceError> {
+        self.confirmed = self.confirmed.max(confirmed);
+        self.status_wanted = false;
+        self.wire.write(&Status { confirmed: self.confirmed, now: (self.clock)() }.encode()).await
+    }
+
+    async fn close(self) {
+        self.wire.close().await;
+    }
+}

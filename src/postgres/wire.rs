@@ -1,0 +1,68 @@
+//! `Wire`: the replication connection as the stream sees it. Bytes in, status out, questions about tables.
+
+use std::{collections::HashMap, future::Future};
+
+use postgres_types::Type;
+
+use crate::source::SourceError;
+
+/// The replication connection as the stream sees it. The simulation has another one.
+pub trait Wire {
+    /// Waits until `payload` has something to give. Cancel safe.
+    fn readable(&mut self) -> impl Future<Output = Result<(), SourceError>>;
+
+    /// The next CopyData payload that is already here, without its tag and length; `None` means: wait for `readable`.
+    fn payload(&mut self) -> Result<Option<&[u8]>, SourceError>;
+
+    /// Writes one CopyData payload (a status update) to the server. Cancel safe: what was begun is ended by the next
+    /// write.
+    fn write(&mut self, payload: &[u8]) -> impl Future<Output = Result<(), SourceError>>;
+
+    /// What the catalog says of a table now; `None` when it is gone. Cancel safe: asked again with the same oid it
+    /// goes on waiting for the same answer.
+    fn facts(&mut self, oid: u32) -> impl Future<Output = Result<Option<TableFacts>, SourceError>>;
+
+    /// Ends the session in good order, so that the slot is free at once.
+    fn close(self) -> impl Future<Output = ()>;
+}
+
+/// What the catalog says of a table, beyond what a Relation message tells.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TableFacts {
+    /// The schema's name now, unquoted.
+    pub schema: String,
+    /// The table's name now, unquoted.
+    pub name: String,
+    /// Table or partitioned table.
+    pub kind: TableKind,
+    /// For a partition: schema and name of its parent, then of the parent's, up to the root.
+    pub ancestors: Vec<(String, String)>,
+    /// The primary key's columns in the key's order; empty without one.
+    pub primary_key: Vec<String>,
+    /// The columns of the index that `REPLICA IDENTITY USING INDEX` names, in its order; empty without one.
+    pub identity_index: Vec<String>,
+    /// The columns of the first index by name that is unique, whole, without expressions and over NOT NULL columns, in
+    /// its order: what Debezium takes for the key where there is no primary key.
+    pub unique: Option<Vec<String>>,
+    /// By the oid that a Relation message gives: every type of a column that is not built in, or is a domain.
+    pub types: HashMap<u32, TypeFact>,
+}
+
+/// `pg_class.relkind` of what can be published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TableKind {
+    /// `r`
+    #[default]
+    Table,
+    /// `p`
+    Partitioned,
+}
+
+/// What is below a type that is not built in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TypeFact {
+    /// The type; a domain, or an array of one, is resolved to what is below it. A composite's fields are not listed.
+    pub ty: Type,
+    /// The domain's own modifier; `None` where the column's counts.
+    pub modifier: Option<i32>,
+}

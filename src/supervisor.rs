@@ -1,0 +1,189 @@
+//! Again after a passing fault, with backoff and jitter; an exit code after a lasting one.
+
+use std::{error::Error as _, future::Future, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tracing::{error, info, warn};
+
+use crate::{
+    exit::Exit,
+    pipeline::Error,
+    sink::SinkError,
+    source::SourceError,
+    telemetry::{Metrics, State},
+};
+
+/// The first wait after a passing fault.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// The longest wait: short enough that a database that is back is noticed at once.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+
+/// What one attempt came to.
+#[derive(Debug)]
+pub struct Attempt {
+    /// How it ended; `Ok` is a clean stop.
+    pub result: Result<(), Error>,
+    /// Something was confirmed on the way, so the next wait is a first one.
+    pub progressed: bool,
+}
+
+/// Runs attempts until one stops cleanly or meets a lasting fault, or `shutdown` comes while it waits.
+///
+/// An attempt connects both ends, streams and closes. `seed` makes the jitter.
+pub async fn run<F>(
+    mut attempt: impl FnMut() -> F,
+    shutdown: impl Future<Output = ()>,
+    seed: u64,
+    metrics: &Metrics,
+) -> Exit
+where
+    F: Future<Output = Attempt>,
+{
+    let backoff = || {
+        let builder = ExponentialBuilder::new().with_min_delay(BACKOFF_MIN).with_max_delay(BACKOFF_MAX);
+        builder.with_jitter().with_jitter_seed(seed).without_max_times().build()
+    };
+    let mut waits = backoff();
+    tokio::pin!(shutdown);
+    loop {
+        let Attempt { result, progressed } = attempt().await;
+        let fault = match result {
+            Ok(()) => return Exit::Clean,
+            Err(fault) => fault,
+        };
+        metrics.error(kind(&fault));
+        if let Some(exit) = lasting(&fault) {
+            error!(exit = exit as u8, "{}", told(&fault));
+            return exit;
+        }
+        if progressed {
+            waits = backoff();
+        }
+        let wait = waits.next().unwrap_or(BACKOFF_MAX);
+        metrics.set_state(State::Retrying);
+        warn!(retry_in = %humantime::format_duration(wait), "{}", told(&fault));
+        tokio::select! {
+            () = &mut shutdown => {
+                info!("stopped while waiting to connect again");
+                return Exit::Clean;
+            }
+            () = tokio::time::sleep(wait) => metrics.restarts.inc(),
+        };
+    }
+}
+
+/// The exit code of a fault that does not pass.
+fn lasting(fault: &Error) -> Option<Exit> {
+    match fault {
+        Error::Source(SourceError::Passing(_)) | Error::Sink(SinkError::Passing(_)) => None,
+        Error::Source(error) => Some(error.into()),
+        Error::Sink(error) => Some(error.into()),
+        Error::Record { .. } => Some(Exit::Sink),
+        Error::Encode(_) => Some(Exit::Undecodable),
+        Error::Spill { .. } => Some(Exit::Unexpected),
+    }
+}
+
+/// The fault's kind, for the count of errors.
+fn kind(fault: &Error) -> &'static str {
+    match fault {
+        Error::Source(SourceError::Passing(_)) => "source_passing",
+        Error::Source(SourceError::Refused(_)) => "source_refused",
+        Error::Source(SourceError::SlotLost(_)) => "slot_lost",
+        Error::Source(SourceError::Undecodable(_)) | Error::Encode(_) => "undecodable",
+        Error::Source(SourceError::Spill(_)) | Error::Spill { .. } => "spill",
+        Error::Sink(SinkError::Passing(_)) => "sink_passing",
+        Error::Sink(SinkError::Refused(_)) => "sink_refused",
+        Error::Sink(SinkError::Record { .. }) | Error::Record { .. } => "record_refused",
+    }
+}
+
+/// The fault with its causes, each said once.
+fn told(fault: &Error) -> String {
+    let mut text = fault.to_string();
+    let mut cause = fault.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, future::pending};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn passing() -> Error {
+        Error::Source(SourceError::Passing("connection reset".into()))
+    }
+
+    fn paused() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+    }
+
+    #[test]
+    fn a_lasting_fault_ends_with_its_exit_code_at_once() {
+        let source =
+            |fault: fn(Box<dyn std::error::Error + Send + Sync>) -> SourceError| Error::Source(fault("x".into()));
+        let cases = [
+            (source(SourceError::Refused), Exit::Source),
+            (source(SourceError::SlotLost), Exit::SlotLost),
+            (source(SourceError::Undecodable), Exit::Undecodable),
+            (Error::Sink(SinkError::Refused("x".into())), Exit::Sink),
+        ];
+        for (fault, exit) in cases {
+            let mut fault = Some(fault);
+            let attempt = || {
+                let result = Err(fault.take().expect("one attempt is enough"));
+                async { Attempt { result, progressed: false } }
+            };
+            assert_eq!(paused().block_on(run(attempt, pending(), 1, &Metrics::new())), exit);
+        }
+    }
+
+    #[test]
+    fn a_passing_fault_is_tried_again_with_waits_that_grow_to_a_bound_and_start_over_after_progress() {
+        paused().block_on(async {
+            let waits = Cell::new(Vec::new());
+            let last = Cell::new(Instant::now());
+            let attempt = async || {
+                let mut seen = waits.take();
+                seen.push(last.replace(Instant::now()).elapsed());
+                let attempts = seen.len();
+                waits.set(seen);
+                match attempts {
+                    16 => Attempt { result: Ok(()), progressed: true },
+                    _ => Attempt { result: Err(passing()), progressed: attempts == 14 },
+                }
+            };
+            assert_eq!(run(attempt, pending(), 1, &Metrics::new()).await, Exit::Clean);
+            let waits = waits.take();
+            assert!(waits[1] >= BACKOFF_MIN && waits[1] <= BACKOFF_MIN * 2, "{waits:?}");
+            assert!(waits[13] >= BACKOFF_MAX && waits[13] <= BACKOFF_MAX * 2, "{waits:?}");
+            assert!(waits[14] <= BACKOFF_MIN * 2, "{waits:?}");
+        });
+    }
+
+    #[test]
+    fn a_stop_that_comes_while_it_waits_is_clean() {
+        let attempt = async || Attempt { result: Err(passing()), progressed: false };
+        let stop = async { tokio::time::sleep(Duration::from_secs(60)).await };
+        assert_eq!(paused().block_on(run(attempt, stop, 1, &Metrics::new())), Exit::Clean);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("start the session")]
+        struct Outer(#[source] std::io::Error);
+        let fault = Error::Source(SourceError::Passing(Box::new(Outer(std::io::Error::other("broken pipe")))));
+        assert_eq!(told(&fault), "start the session: broken pipe");
+    }
+}

@@ -1,0 +1,5 @@
+//! The integration tests: the program and its modules against real servers. One binary, so that each server starts once.
+
+mod support;
+
+mod servers;
