@@ -179,12 +179,10 @@ pub struct Admin {
 
 /// A text that is never printed.
 #[derive(Clone, Deserialize)]
-#[serde(transparent)]
 pub struct Secret(String);
 
 /// A property's value; YAML's numbers and booleans are taken as their text. Not printed: it may be `sasl.password`'s.
 #[derive(Clone, PartialEq, Deserialize)]
-#[serde(transparent)]
 pub struct Property(pub String);
 
 /// The config cannot be used; exit code 2.
@@ -306,7 +304,7 @@ fn yes() -> bool {
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| D::Error::custom("a size is wanted, such as 24MiB or 10GiB"))
+    text.parse().map_err(|_| D::Error::custom("must be a size, such as 24MiB or 10GiB"))
 }
 
 fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
@@ -321,7 +319,7 @@ fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSi
 
 fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| D::Error::custom("an address and a port are wanted, such as 127.0.0.1:8642"))
+    text.parse().map_err(|_| D::Error::custom("must be an address and a port, such as 127.0.0.1:8642"))
 }
 
 #[cfg(test)]

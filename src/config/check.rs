@@ -55,21 +55,22 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
         }
     }
     if config.limits.memory < MEMORY_MIN {
-        return refuse(&["limits", "memory"], format!("`limits.memory` must be at least {MEMORY_MIN}"));
+        return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());
     }
     Ok(())
 }
 
 fn check_kafka(kafka: &KafkaConfig, tree: &Node) -> Result<(), Flaw> {
     let refuse = |path: &[&str], said: String| Err(locate(tree, &[&["sink", "kafka"], path].concat(), said));
-    if kafka.brokers.split(',').any(|broker| broker.trim().is_empty()) {
+    let is_broker = |broker: &str| !broker.is_empty() && !broker.contains(char::is_whitespace);
+    if !kafka.brokers.split(',').all(|broker| is_broker(broker.trim())) {
         return refuse(&["brokers"], "`sink.kafka.brokers` must be `host:port`, with commas between several".into());
     }
     if kafka.topics.partitions < 1 {
         return refuse(&["topics", "partitions"], "`sink.kafka.topics.partitions` must be at least 1".into());
     }
     if kafka.topics.replication != -1 && !(1..=i32::from(i16::MAX)).contains(&kafka.topics.replication) {
-        let said = "`sink.kafka.topics.replication` must be at least 1, or -1 for the broker's own default";
+        let said = "`sink.kafka.topics.replication` must be from 1 to 32767, or -1 for the broker's own default";
         return refuse(&["topics", "replication"], said.into());
     }
     for (key, value) in &kafka.properties {
@@ -169,5 +170,5 @@ fn locate(tree: &Node, path: &[&str], said: String) -> Flaw {
         }
         found.push(*step);
     }
-    walk::place(Flaw::text(said), key, node, walk::is_secret(&found.join(".")))
+    walk::place(Flaw::text(said), key, node, walk::is_hidden(&found.join(".")))
 }

@@ -4,14 +4,14 @@ use std::fmt::{self, Write};
 
 use super::tree::{Key, Place};
 
-/// Something wrong in a config. serde makes some of these without knowing where it stands; the walk adds that on the way out.
+/// Something wrong in a config. The derives of serde makes some of these without knowing where it stands; the walk adds that on the way out.
 #[derive(Debug)]
 pub(super) struct Flaw {
     pub(super) kind: Kind,
     /// The map or the value it is about, as `sink.kafka.topics`; empty for the whole file.
     pub(super) path: Option<String>,
     /// What the caret points at.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<Box<Place>>,
     /// What the excerpt shows; nothing else of the line is shown, since it may be secret.
     pub(super) shown: Shown,
 }
@@ -25,6 +25,8 @@ pub(super) enum Kind {
     MissingKey { key: &'static str },
     /// A word where one of a few others is asked for.
     UnknownWord { word: String, known: &'static [&'static str] },
+    /// What the value at `path` must be.
+    Wrong(String),
     /// Anything else, whole.
     Text(String),
 }
@@ -129,14 +131,14 @@ impl Flaw {
     }
 
     pub(super) fn at(mut self, place: Place) -> Self {
-        self.place.get_or_insert(place);
+        self.place.get_or_insert(Box::new(place));
         self
     }
 
     pub(super) fn at_key(mut self, key: &Key) -> Self {
         if self.place.is_none() {
-            self.place = Some(key.place.clone());
-            self.shown = Shown::Key;
+            self.place = Some(Box::new(key.place.clone()));
+            self.shown = if is_plain(&key.text) { Shown::Key } else { Shown::Nothing };
         }
         self
     }
@@ -163,6 +165,7 @@ impl Kind {
         match self {
             Self::UnknownKey { key, known } => match not_built(&child(&key)) {
                 Some(said) => said.into(),
+                None if !is_plain(&key) => format!("unknown key{within}; the keys there are {}", listed(known)),
                 None => format!("unknown key `{key}`{within}; {}", nearest(&key, known, "the keys there are")),
             },
             Self::MissingKey { key } => {
@@ -173,9 +176,15 @@ impl Kind {
                 Some(said) => said.into(),
                 None => format!("`{path}` cannot be `{word}`; {}", nearest(&word, known, "write")),
             },
+            Self::Wrong(said) => format!("`{path}` {said}"),
             Self::Text(text) => text,
         }
     }
+}
+
+/// Whether a key looks like one, and not like a value that stands in a key's place and may be secret.
+pub(super) fn is_plain(key: &str) -> bool {
+    key.len() <= 64 && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 fn not_built(path: &str) -> Option<&'static str> {
@@ -239,7 +248,7 @@ impl std::error::Error for Flaw {}
 
 impl serde::de::Error for Flaw {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::text(message.to_string())
+        Self::new(Kind::Wrong(message.to_string()))
     }
 
     fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {

@@ -11,7 +11,7 @@ use serde_saphyr::{
     options::{DuplicateKeyPolicy, NonFiniteFloatPolicy},
 };
 
-use super::fault::{Flaw, Kind};
+use super::fault::{Flaw, is_plain};
 
 /// Where a key or a value stands in the text.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,6 +29,8 @@ pub(super) struct Place {
 pub(super) struct Node {
     pub(super) place: Place,
     pub(super) value: Value,
+    /// It stands here as `*name`; what the name stands for may be a secret.
+    pub(super) alias: bool,
 }
 
 /// What a value is. Numbers and booleans stay text: what they mean depends on the key.
@@ -57,11 +59,8 @@ pub(super) fn parse(text: &str) -> Result<Node, Flaw> {
     let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let place = error.location().map(|at| place(&at)).unwrap_or_default();
         let said = UserMessageFormatter.format_message(&error).into_owned();
-        let mend = match text.lines().nth(place.line.saturating_sub(1)) {
-            Some(line) if line.contains('{') && unquoted_variable(line) => "; write \"${...}\" in quotes within { }",
-            _ => "",
-        };
-        Flaw::new(Kind::Text(format!("not valid YAML: {said}{mend}"))).at(place)
+        let mend = text.lines().nth(place.line.saturating_sub(1)).and_then(mend).unwrap_or_default();
+        Flaw::text(format!("not valid YAML: {said}{mend}")).at(place)
     })?;
     let node = Node::from_raw(raw, text);
     refuse_twins(&node)?;
@@ -86,7 +85,7 @@ impl Node {
                     .collect(),
             ),
         };
-        Self { place: place(&raw.referenced), value }
+        Self { place: place(&raw.referenced), value, alias: raw.referenced != raw.defined }
     }
 
     /// The entry of `name` in a map.
@@ -190,11 +189,9 @@ fn refuse_twins(node: &Node) -> Result<(), Flaw> {
         Value::Map(entries) => entries.iter().enumerate().try_for_each(|(i, (key, node))| {
             match entries[..i].iter().find(|(earlier, _)| earlier.text == key.text) {
                 Some((first, _)) => {
-                    let kind = Kind::Text(format!(
-                        "key `{}` appears twice; the first is on line {}",
-                        key.text, first.place.line
-                    ));
-                    Err(Flaw::new(kind).at_key(key))
+                    let named = if is_plain(&key.text) { format!(" `{}`", key.text) } else { String::new() };
+                    let said = format!("key{named} appears twice; the first is on line {}", first.place.line);
+                    Err(Flaw::text(said).at_key(key))
                 }
                 None => refuse_twins(node),
             }
@@ -202,10 +199,19 @@ fn refuse_twins(node: &Node) -> Result<(), Flaw> {
     }
 }
 
-/// Whether a `${` stands outside quotes, which within `{ }` is YAML's own brace.
-fn unquoted_variable(line: &str) -> bool {
-    let outside = |at: usize| line[..at].matches('"').count() % 2 == 0 && line[..at].matches('\'').count() % 2 == 0;
-    line.match_indices("${").any(|(at, _)| outside(at))
+/// What usually mends a line that YAML refuses.
+fn mend(line: &str) -> Option<&'static str> {
+    let quotes_before = |at: usize| line[..at].matches(['"', '\'']).count();
+    let unquoted = |text: &str| line.match_indices(text).any(|(at, _)| quotes_before(at) % 2 == 0);
+    if line.trim_start_matches(' ').starts_with('\t') {
+        Some("; indent with spaces, not tabs")
+    } else if unquoted("${") {
+        Some("; write \"${...}\" in quotes within { }")
+    } else if ["{name}", "{schema}", "{table}"].into_iter().any(unquoted) {
+        Some("; a text with { } needs quotes, such as \"{name}.{table}\"")
+    } else {
+        None
+    }
 }
 
 fn place(location: &Location) -> Place {

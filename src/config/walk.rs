@@ -10,7 +10,7 @@ use serde::de::{
 };
 
 use super::{
-    fault::{Flaw, Shown},
+    fault::{Flaw, Shown, is_plain},
     tree::{Key, Node, Value},
 };
 
@@ -36,7 +36,8 @@ impl<'a> Walk<'a> {
     }
 
     fn child(&self, key: &'a Key, node: &'a Node) -> Self {
-        let path = if self.path.is_empty() { key.text.clone() } else { format!("{}.{}", self.path, key.text) };
+        let name = if is_plain(&key.text) { key.text.as_str() } else { "?" };
+        let path = if self.path.is_empty() { name.into() } else { format!("{}.{name}", self.path) };
         Self { node, key: Some(key), path, env: self.env }
     }
 
@@ -47,12 +48,12 @@ impl<'a> Walk<'a> {
     /// Completes a flaw that does not know its place yet.
     fn place(&self, flaw: Flaw) -> Flaw {
         let flaw = flaw.within(&self.path);
-        if flaw.place.is_some() { flaw } else { place(flaw, self.key, self.node, is_secret(&self.path)) }
+        if flaw.place.is_some() { flaw } else { place(flaw, self.key, self.node, is_hidden(&self.path)) }
     }
 
     fn expected(&self, what: &str) -> Flaw {
         let found = match &self.node.value {
-            Value::Scalar(_) if is_secret(&self.path) => "another value".into(),
+            Value::Scalar(_) if self.node.alias || is_hidden(&self.path) => "a text".into(),
             Value::Scalar(raw) => format!("`{raw}`"),
             _ => self.node.kind().into(),
         };
@@ -83,15 +84,18 @@ impl<'a> Walk<'a> {
 }
 
 /// Points a flaw at a value, without showing it when it is secret, or at its key when the value is not one line of text.
-pub(super) fn place(mut flaw: Flaw, key: Option<&Key>, node: &Node, secret: bool) -> Flaw {
+pub(super) fn place(mut flaw: Flaw, key: Option<&Key>, node: &Node, hidden: bool) -> Flaw {
     match (key, &node.value) {
-        (Some(key), _) if secret => {
-            flaw.place = Some(key.place.clone());
-            flaw.shown = Shown::Secret;
+        (Some(key), Value::Scalar(_)) if hidden => {
+            flaw = flaw.at_key(key);
+            if flaw.shown == Shown::Key {
+                flaw.shown = Shown::Secret;
+            }
             flaw
         }
+        (None, Value::Scalar(_)) if hidden => flaw.at(node.place.clone()),
         (_, Value::Scalar(_)) => {
-            flaw.place = Some(node.place.clone());
+            flaw.place = Some(Box::new(node.place.clone()));
             flaw.shown = Shown::Value { key: key.map(|key| key.place.bytes.start) };
             flaw
         }
@@ -100,9 +104,14 @@ pub(super) fn place(mut flaw: Flaw, key: Option<&Key>, node: &Node, secret: bool
     }
 }
 
-/// Whether values below this path are never shown.
-pub(super) fn is_secret(path: &str) -> bool {
+/// Whether the value at this path may be a secret: it can come from a file.
+fn is_secret(path: &str) -> bool {
     path == "source.postgres" || path.starts_with("sink.kafka.properties.")
+}
+
+/// Whether a text at this path is never shown: it may be a secret, or one that was written a level too high.
+pub(super) fn is_hidden(path: &str) -> bool {
+    is_secret(path) || ["", "source", "sink", "sink.kafka", "sink.kafka.properties"].contains(&path)
 }
 
 /// Puts `${NAME}` and `${NAME:-default}` in; `$${` is a literal `${`.
