@@ -362,15 +362,26 @@ impl Page {
         let _ = io::stdout().flush();
     }
 
-    /// Topic, key, operation, and the columns that it changed as far as we know; all of them otherwise.
+    /// Topic, key, operation, and the columns that it changed, where we have seen the row before; else what it holds.
     fn record(&mut self, record: &Record, tombstone: bool) -> Vec<Line> {
         let value = record.value_json();
-        let key = columns(record.key_json().as_object().into_iter().flatten());
-        let row = (record.topic.clone(), key.clone());
+        let key = record.key_json();
+        let named = columns(key.as_object().into_iter().flatten());
+        let row = (record.topic.clone(), named.clone());
         let after = value["after"].as_object();
+        // The key has been said.
+        let beside = |after: &Map<String, Value>| {
+            columns(after.iter().filter(|(name, value)| key.get(name.as_str()).is_none() && !value.is_null()))
+        };
         let (color, text) = match value["op"].as_str().unwrap_or_default() {
-            "c" => (AnsiColor::Green, columns(after.into_iter().flatten())),
-            "u" => (AnsiColor::Yellow, changed(self.rows.get(&row), after)),
+            "c" => (AnsiColor::Green, after.map(beside).unwrap_or_default()),
+            "u" => (
+                AnsiColor::Yellow,
+                match (self.rows.get(&row), after) {
+                    (Some(before), Some(after)) => changed(before, after),
+                    _ => after.map(beside).unwrap_or_default(),
+                },
+            ),
             "d" if tombstone => (AnsiColor::Red, "and a tombstone".into()),
             "d" => (AnsiColor::Red, String::new()),
             _ => (AnsiColor::White, String::new()),
@@ -380,7 +391,7 @@ impl Page {
             None => self.rows.remove(&row),
         };
         let op = value["op"].as_str().unwrap_or_default();
-        wrap(&format!("{} {key} {op}  {text}", record.topic), self.right, Style::new().fg_color(Some(color.into())))
+        wrap(&format!("{} {named} {op}  {text}", record.topic), self.right, Style::new().fg_color(Some(color.into())))
     }
 }
 
@@ -390,9 +401,7 @@ fn columns<'a>(columns: impl Iterator<Item = (&'a String, &'a Value)>) -> String
 }
 
 /// The columns of an update that differ from the row's last state.
-fn changed(before: Option<&Map<String, Value>>, after: Option<&Map<String, Value>>) -> String {
-    let Some(after) = after else { return String::new() };
-    let Some(before) = before else { return columns(after.iter()) };
+fn changed(before: &Map<String, Value>, after: &Map<String, Value>) -> String {
     let changed = after.iter().filter_map(|(name, value)| match before.get(name) {
         Some(old) if old == value => None,
         Some(old) => Some(format!("{name}={}→{}", plain(old), plain(value))),
