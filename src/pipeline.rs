@@ -56,7 +56,7 @@ pub enum Error {
     Sink(#[from] SinkError),
     /// The sink refuses a record.
     #[error(
-        "failed to publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}"
+        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}"
     )]
     Record {
         /// `schema.table`.
@@ -74,7 +74,7 @@ pub enum Error {
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// The spill file cannot be read back.
-    #[error("failed to read the spill file of the transaction that commits at {commit}: {source}")]
+    #[error("read the spill file of the transaction that commits at {commit}: {source}")]
     Spill {
         /// Where the commit record starts.
         commit: Lsn,
