@@ -1,0 +1,180 @@
+//! Wire text, numbers and bytes -> JSON in a byte buffer. Pure.
+
+use std::{io::Write, str::Utf8Error};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+/// Writes `text` as a JSON string; an error when it is not UTF-8, with nothing said of what was written by then.
+pub fn string(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Utf8Error> {
+    out.reserve(text.len() + 2);
+    out.push(b'"');
+    escaped(out, text)?;
+    out.push(b'"');
+    Ok(())
+}
+
+/// Writes the inside of a JSON string.
+///
+/// Control characters, `"` and `\` are escaped as Jackson does; everything else is copied, runs at a time.
+pub fn escaped(out: &mut Vec<u8>, text: &[u8]) -> Result<(), Utf8Error> {
+    let mut seen = 0;
+    let mut done = 0;
+    while let Some(at) = next_to_escape(text, done, &mut seen) {
+        out.extend_from_slice(&text[done..at]);
+        escape(out, text[at]);
+        done = at + 1;
+    }
+    out.extend_from_slice(&text[done..]);
+    // Plain ASCII, the common case, is known to be UTF-8 without a second look.
+    if seen & HIGH_BITS != 0 {
+        std::str::from_utf8(text)?;
+    }
+    Ok(())
+}
+
+/// Writes an integer.
+pub fn integer(out: &mut Vec<u8>, number: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// Writes the shortest number that parses to the same double, with a fraction or an exponent as Java has it (`1.0`);
+/// what JSON has no number for becomes the string `"NaN"`, `"Infinity"` or `"-Infinity"`, as Connect's converter does.
+pub fn double(out: &mut Vec<u8>, number: f64) {
+    if number.is_finite() {
+        write!(out, "{number:?}").expect("writing to a Vec cannot fail");
+    } else if number.is_nan() {
+        out.extend_from_slice(b"\"NaN\"");
+    } else {
+        out.extend_from_slice(if number > 0.0 { b"\"Infinity\"" as &[u8] } else { b"\"-Infinity\"" });
+    }
+}
+
+/// Writes `bytes` in base64 as a JSON string, with padding.
+pub fn base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    base64_part(out, bytes);
+    out.push(b'"');
+}
+
+/// Writes `bytes` in base64; parts of a multiple of three bytes join without a seam.
+pub fn base64_part(out: &mut Vec<u8>, bytes: &[u8]) {
+    let start = out.len();
+    out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+    STANDARD.encode_slice(bytes, &mut out[start..]).expect("four characters for every three bytes were made room for");
+}
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGH_BITS: u64 = ONES * 0x80;
+const QUOTES: u64 = ONES * b'"' as u64;
+const BACKSLASHES: u64 = ONES * b'\\' as u64;
+
+/// The place of the next byte at or after `from` that must be escaped; ors what it passed into `seen`.
+fn next_to_escape(text: &[u8], from: usize, seen: &mut u64) -> Option<usize> {
+    let mut at = from;
+    while let Some(eight) = text[at..].first_chunk::<8>() {
+        let word = u64::from_le_bytes(*eight);
+        *seen |= word;
+        let found = below_space(word) | zero(word ^ QUOTES) | zero(word ^ BACKSLASHES);
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    for (i, &byte) in text[at..].iter().enumerate() {
+        *seen |= u64::from(byte);
+        if byte < b' ' || byte == b'"' || byte == b'\\' {
+            return Some(at + i);
+        }
+    }
+    None
+}
+
+/// The high bit of each byte that is below a space. The lowest set bit is exact; borrows may set wrong ones above it.
+fn below_space(word: u64) -> u64 {
+    word.wrapping_sub(ONES * b' ' as u64) & !word & HIGH_BITS
+}
+
+/// The high bit of each byte that is zero, as exact as `below_space`.
+fn zero(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & HIGH_BITS
+}
+
+fn escape(out: &mut Vec<u8>, byte: u8) {
+    let short = match byte {
+        b'"' | b'\\' => byte,
+        b'\x08' => b'b',
+        b'\t' => b't',
+        b'\n' => b'n',
+        b'\x0c' => b'f',
+        b'\r' => b'r',
+        _ => {
+            let hex = b"0123456789ABCDEF";
+            let digits = [hex[usize::from(byte >> 4)], hex[usize::from(byte & 15)]];
+            out.extend_from_slice(b"\\u00");
+            return out.extend_from_slice(&digits);
+        }
+    };
+    out.extend_from_slice(&[b'\\', short]);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(text: &[u8]) -> String {
+        let mut out = Vec::new();
+        string(&mut out, text).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn escapes_as_jackson_does() {
+        assert_eq!(written("\"\\\u{8}\t\n\u{c}\r\u{1}\u{1f}\u{7f}/é😀\u{2028}".as_bytes()), {
+            "\"\\\"\\\\\\b\\t\\n\\f\\r\\u0001\\u001F\u{7f}/é😀\u{2028}\""
+        });
+        assert_eq!(written(b""), "\"\"");
+    }
+
+    #[test]
+    fn refuses_what_is_not_utf8() {
+        for text in [b"\xff" as &[u8], b"12345678\xc3", b"\n\xe4bc", b"1234567\xe4"] {
+            assert!(string(&mut Vec::new(), text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn writes_doubles_that_json_knows() {
+        let written = |number: f64| {
+            let mut out = Vec::new();
+            double(&mut out, number);
+            String::from_utf8(out).unwrap()
+        };
+        for (number, text) in [(1.0, "1.0"), (-0.0, "-0.0"), (1e-7, "1e-7"), (f64::MAX, "1.7976931348623157e308")] {
+            assert_eq!(written(number), text);
+            assert_eq!(serde_json::from_str::<f64>(text).unwrap(), number);
+        }
+        assert_eq!(written(f64::NAN), "\"NaN\"");
+        assert_eq!(written(f64::NEG_INFINITY), "\"-Infinity\"");
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_comes_back_through_a_json_reader(text in "(?s)([a-z]|[\0-\"]|\\\\|.){0,40}") {
+            prop_assert_eq!(serde_json::from_str::<String>(&written(text.as_bytes())).unwrap(), text);
+        }
+
+        #[test]
+        fn never_writes_what_is_not_utf8(text in prop::collection::vec(any::<u8>(), 0..40)) {
+            prop_assert_eq!(string(&mut Vec::new(), &text).is_ok(), std::str::from_utf8(&text).is_ok());
+        }
+
+        #[test]
+        fn base64_joins_without_a_seam(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut out = Vec::new();
+            bytes.chunks(48).for_each(|part| base64_part(&mut out, part));
+            prop_assert_eq!(out, STANDARD.encode(&bytes).into_bytes());
+        }
+    }
+}
