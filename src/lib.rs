@@ -16,10 +16,4 @@ pub mod ledger;
 pub mod pipeline;
 pub mod supervisor;
 pub mod config;
-pub mod exit;
-pub mod finding;
-pub mod telemetry;
-pub mod admin;
-pub mod cli;
-#[cfg(test)]
-mod simulation;
+pub mod format;
