@@ -317,8 +317,9 @@ fn inspect_into(
     let deadline = Instant::now() + timeout;
     let properties = client::admin_properties(kafka, &config.name)?;
     // Both that promise and these that only ask must be accepted.
-    let _: BaseProducer =
-        client::producer_properties(kafka, &config.name)?.create().map_err(|e| client::refused_together(&e))?;
+    let _: BaseProducer<Listener> = client::producer_properties(kafka, &config.name)?
+        .create_with_context(Listener::default())
+        .map_err(|e| client::refused_together(&e))?;
     let producer: BaseProducer<Listener> =
         properties.create_with_context(Listener::default()).map_err(|e| client::refused_together(&e))?;
     let client = producer.client();

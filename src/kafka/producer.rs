@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -174,7 +174,9 @@ impl KafkaSink {
             answers,
             connection: Connection::default(),
         };
+        let ending = Ending(shared.clone());
         let run = move || {
+            let _ending = ending;
             worker.run();
             // Nobody listens after `CLOSE_WAIT`, which is fine.
             let _ = ended_sender.send(());
@@ -230,6 +232,16 @@ impl Shared {
     fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.wake.wake();
+    }
+}
+
+/// Lets the loop know that the thread has ended, however it did.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.outcome.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.0.news.notify_one();
     }
 }
 
@@ -400,8 +412,9 @@ impl Worker {
                 self.take_answers()?;
                 self.waiting.extend(self.incoming.try_iter().map(|batch| (batch, 0)));
                 turn = self.hand_over()?;
+                let buffered = self.buffered;
                 self.take_deliveries()?;
-                if turn == Turn::Wait && self.has_room_again() {
+                if self.buffered < buffered && !self.waiting.is_empty() {
                     turn = Turn::More;
                 }
             }
@@ -450,15 +463,6 @@ impl Worker {
             self.recycle(batch);
         }
         Ok(Turn::Wait)
-    }
-
-    /// Whether a batch that had to wait for room can go on.
-    fn has_room_again(&self) -> bool {
-        let Some((batch, sent)) = self.waiting.front() else { return false };
-        let Some(record) = batch.records.get(*sent) else { return true };
-        let ready = batch.topics().iter().all(|t| self.topics.get(&t.name).is_some_and(|known| known.ready));
-        let bytes = batch.len_of(record) + RECORD_OVERHEAD;
-        ready && (self.buffered == 0 || self.buffered + bytes <= self.buffer_bytes)
     }
 
     /// Serves librdkafka's events until there are none: deliveries, errors, logs.
@@ -1057,7 +1061,7 @@ mod tests {
         assert_eq!(connection.deadline(), None);
         connection.note(refused, "kafka:9092/1: wrong password");
         let refusal = connection.refused.as_mut().unwrap();
-        assert_eq!(connection.let_in, true);
+        assert!(connection.let_in);
         refusal.since -= REFUSED_AT_START_MAX;
         connection.check("kafka:9092").unwrap();
         connection.refused.as_mut().unwrap().since -= REFUSED_LATER_MAX;
