@@ -291,21 +291,18 @@ struct Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match (level, facility) {
-            // Broken connections and refusals arrive as events too, and are told there, once.
-            // That we wait for an id to produce with is told by nothing being acknowledged; and what librdkafka has to
-            // say of the properties that we chose is no news.
-            (_, "FAIL" | "ERROR" | "FATAL" | "GETPID") => debug!(target: "librdkafka", facility, "{message}"),
-            (_, "CONFWARN") if message.contains("enable.gapless.guarantee") => {}
-            (
-                RDKafkaLogLevel::Emerg
-                | RDKafkaLogLevel::Alert
-                | RDKafkaLogLevel::Critical
-                | RDKafkaLogLevel::Error
-                | RDKafkaLogLevel::Warning,
-                _,
-            ) => warn!(target: "librdkafka", facility, "{message}"),
-            _ => debug!(target: "librdkafka", facility, "{message}"),
+        let told = match facility {
+            // Arrive as events too, and are told there, once.
+            "FAIL" | "ERROR" | "FATAL" => false,
+            // What librdkafka has to say of the properties that we chose is no news.
+            "CONFWARN" => !message.contains("enable.gapless.guarantee"),
+            // Its warnings tell of every step of an outage, one per partition; its errors are few.
+            _ => (level as i32) <= RDKafkaLogLevel::Error as i32,
+        };
+        if told {
+            warn!(target: "librdkafka", facility, "{message}");
+        } else {
+            debug!(target: "librdkafka", ?level, facility, "{message}");
         }
     }
 
