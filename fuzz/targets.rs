@@ -60,7 +60,7 @@ fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<(Lsn, u64, usize)> {
             Ok(Step::Ask(_)) => assembler.answer(Some(TableFacts::default())),
             Ok(Step::Done(mut transaction)) => {
                 let (mut changes, mut row_bytes) = (0, 0);
-                while let Some(change) = transaction.next().expect("the spill file is there") {
+                while let Some(change) = transaction.next_change().expect("the spill file is there") {
                     changes += 1;
                     row_bytes += match change.op {
                         Op::Insert { new } | Op::Update { old: None, new } => new.bytes.len(),

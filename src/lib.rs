@@ -16,4 +16,10 @@ pub mod ledger;
 pub mod pipeline;
 pub mod supervisor;
 pub mod config;
-pub mod format;
+pub mod exit;
+pub mod finding;
+pub mod telemetry;
+pub mod admin;
+pub mod cli;
+#[cfg(test)]
+mod simulation;

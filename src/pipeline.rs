@@ -190,7 +190,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let commit = sending.transaction.commit;
         let failed = |source| Error::Spill { commit: commit.lsn, source };
         while self.has_room() {
-            let Some(change) = sending.transaction.next().map_err(failed)? else {
+            let Some(change) = sending.transaction.next_change().map_err(failed)? else {
                 self.pipe.ledger.close(sending.ticket);
                 self.pipe.source.recycle(sending.transaction);
                 return Ok(());

@@ -384,11 +384,11 @@ mod tests {
             panic!("the transaction is whole");
         };
         assert_eq!(transaction.commit, Commit { xid: 3, lsn: Lsn(50), end: Lsn(60), time: 9 });
-        let change = transaction.next().unwrap().unwrap();
+        let change = transaction.next_change().unwrap().unwrap();
         assert!(matches!((change.lsn, change.op), (Lsn(10), Op::Insert { .. })));
-        let change = transaction.next().unwrap().unwrap();
+        let change = transaction.next_change().unwrap().unwrap();
         assert_eq!((change.lsn, change.op, change.table.name.as_str()), (Lsn(12), Op::Truncate, "t"));
-        assert!(transaction.next().unwrap().is_none());
+        assert!(transaction.next_change().unwrap().is_none());
         assert!(!assembler.is_open());
     }
 
@@ -504,12 +504,12 @@ mod tests {
                 };
                 assert_eq!((transaction.len(), transaction.is_spilled()), (100, memory_max < 7000));
                 for lsn in 0..100 {
-                    let change = transaction.next().unwrap().unwrap();
+                    let change = transaction.next_change().unwrap().unwrap();
                     assert_eq!(change.lsn, Lsn(lsn));
                     let Op::Update { old: Some(Old::Identity(old)), new } = change.op else { panic!("{change:?}") };
                     assert_eq!((old, new.values().count()), (new, 3));
                 }
-                assert!(transaction.next().unwrap().is_none());
+                assert!(transaction.next_change().unwrap().is_none());
                 assembler.recycle(transaction);
             }
         }
