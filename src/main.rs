@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use offshoot::{
-    cli::{Arguments, Command},
+    cli::{self, Arguments, Command},
     config::Config,
     exit::Exit,
     telemetry,
@@ -29,16 +29,10 @@ fn main() -> ExitCode {
 
 /// Does what was asked for.
 async fn perform(command: &Command, config: &Config) -> Exit {
-    let asked = match command {
-        Command::Run(_) => "run",
-        Command::Check(_) => "check",
-        Command::Drop(_) => "drop",
-    };
-    tracing::error!(
-        name = config.name,
-        "this build reads configs and nothing else: `{asked}` is not joined to the servers"
-    );
-    Exit::Unexpected
+    match command {
+        Command::Run(_) => cli::run::run(config).await,
+        Command::Check(_) | Command::Drop(_) => Exit::Unexpected,
+    }
 }
 
 /// Says on stderr why nothing was begun.
