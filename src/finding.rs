@@ -5,24 +5,12 @@ use serde::Serialize;
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which of the two servers.
-    pub side: Side,
     /// How it stands.
     pub level: Level,
     /// What was found, one line, without a secret.
     pub what: String,
     /// The SQL or the setting that mends it, in as many lines as it takes.
     pub mend: Option<String>,
-}
-
-/// Which of the two servers a finding is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Side {
-    /// Postgres.
-    Source,
-    /// Kafka.
-    Sink,
 }
 
 /// How something stands.
@@ -39,17 +27,17 @@ pub enum Level {
 
 impl Finding {
     /// As it should be.
-    pub fn ok(side: Side, what: impl Into<String>) -> Self {
-        Self { side, level: Level::Ok, what: what.into(), mend: None }
+    pub fn ok(what: impl Into<String>) -> Self {
+        Self { level: Level::Ok, what: what.into(), mend: None }
     }
 
     /// `run` works; somebody should know.
-    pub fn warning(side: Side, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { side, level: Level::Warning, what: what.into(), mend: Some(mend.into()) }
+    pub fn warning(what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { level: Level::Warning, what: what.into(), mend: Some(mend.into()) }
     }
 
     /// `run` would not work until `mend` is done.
-    pub fn cross(side: Side, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { side, level: Level::Cross, what: what.into(), mend: Some(mend.into()) }
+    pub fn cross(what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { level: Level::Cross, what: what.into(), mend: Some(mend.into()) }
     }
 }
