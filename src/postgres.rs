@@ -11,7 +11,112 @@ pub mod pgoutput;
 pub mod assemble;
 pub mod stream;
 mod catalog;
+pub mod tables;
+mod publication;
+mod slot;
+mod inspect;
 #[cfg(test)]
 pub(crate) mod compose;
 
 pub use catalog::{Lag, Lagging};
+pub use inspect::{Finding, Inspection, Level, inspect};
+pub use session::Session;
+pub use slot::Dropped;
+pub use wire::{TableFacts, TableKind, TypeFact, Wire};
+
+use catalog::Control;
+use fault::Sorted;
+use session::Greeting;
+use tracing::info;
+use url::Target;
+
+use crate::{config::Config, lsn::Lsn, source::SourceError};
+
+/// What was found and made on the way to a streaming session.
+#[derive(Clone)]
+pub struct Prepared {
+    /// The slot's position: what was committed before it is not told again.
+    pub confirmed: Lsn,
+    /// Which cluster this is; it outlives fail-over, but not pg_upgrade.
+    pub system_identifier: String,
+    /// Counts the fail-overs of the cluster.
+    pub timeline: u32,
+    /// As the server prints it, such as `17.5`.
+    pub server_version: String,
+    /// The database's name.
+    pub database: String,
+    /// The slot's name.
+    pub slot: String,
+    /// What the walsender was asked for.
+    pub publications: Vec<String>,
+    /// Asks how far the slot is behind, while the session lives.
+    pub lag: Lag,
+}
+
+/// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream.
+pub async fn connect(config: &Config) -> Result<(Session, Prepared), SourceError> {
+    let ends = Ends::of(config)?;
+    let control = ends.control().await?;
+    let slot = config.slot();
+    loop {
+        let (publications, confirmed) = control.prepare(config).await?;
+        let server = control.server().await?;
+        let mut greeting = ends.greeting(&control).await?;
+        let system = greeting.identify().await?;
+        let lag = control.lag();
+        let session = match greeting.start(&slot, &publications, control.clone()).await {
+            Ok(session) => session,
+            // Another was faster: wait for the slot again.
+            Err(SourceError::Passing(error))
+                if error.downcast_ref::<Sorted>().is_some_and(|error| error.said.code == "55006") =>
+            {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        info!(%slot, %confirmed, publications = %publications.join(", "), "streaming");
+        let prepared = Prepared {
+            confirmed,
+            system_identifier: system.identifier,
+            timeline: system.timeline,
+            server_version: server.version,
+            database: server.database,
+            slot,
+            publications,
+            lag,
+        };
+        return Ok((session, prepared));
+    }
+}
+
+/// Drops the slot and the publications that offshoot made. A slot that is held is not touched, nor is anything else then.
+pub async fn drop_all(config: &Config) -> Result<Dropped, SourceError> {
+    Ends::of(config)?.control().await?.drop_all(config).await
+}
+
+/// How both sessions are opened.
+struct Ends {
+    target: Target,
+    slot: String,
+    application_name: String,
+    decoding_work_mem: Option<u64>,
+}
+
+impl Ends {
+    fn of(config: &Config) -> Result<Ends, SourceError> {
+        let target = Target::parse(&config.source.postgres).map_err(|error| SourceError::Refused(Box::new(error)))?;
+        let application_name = target.application_name.clone().unwrap_or_else(|| format!("offshoot_{}", config.name));
+        let decoding_work_mem = config.source.decoding_work_mem.map(|size| size.as_u64());
+        Ok(Ends { target, slot: config.slot(), application_name, decoding_work_mem })
+    }
+
+    async fn control(&self) -> Result<Control, SourceError> {
+        Control::open(&self.target, &self.slot, &self.application_name).await
+    }
+
+    /// On the host that the control session is on.
+    async fn greeting(&self, control: &Control) -> Result<Greeting, SourceError> {
+        let (host, who) = (&control.host, control.who.clone());
+        Greeting::open(&self.target, host, who, &self.application_name, self.decoding_work_mem).await
+    }
+}

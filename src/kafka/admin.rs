@@ -158,6 +158,14 @@ fn create(config: &KafkaConfig, properties: &ClientConfig, topic: &Topic) -> Res
     Err(if refused { SinkError::Refused(error) } else { SinkError::Passing(error) })
 }
 
+/// A topic's `max.message.bytes`, if we may know it.
+pub(crate) fn message_bytes_max(properties: &ClientConfig, topic: &str, wait_max: Duration) -> Option<u64> {
+    let admin: AdminClient<DefaultClientContext> = properties.create().ok()?;
+    let options = AdminOptions::new().request_timeout(Some(wait_max));
+    let described = wait(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options)).ok()?;
+    described.into_iter().next()?.ok()?.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+}
+
 fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     match error {
         KafkaError::AdminOp(code) => *code,

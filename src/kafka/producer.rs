@@ -53,6 +53,10 @@ const REFUSED_LATER_MAX: Duration = Duration::from_secs(60);
 const AWAY_WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// After a fatal error, how long the delivery that caused it is waited for, since it says more.
 const CAUSE_WAIT: Duration = Duration::from_secs(1);
+/// How long a topic's limit is asked for, once a record was too large for it; the answer only sharpens the words.
+const LIMIT_WAIT: Duration = Duration::from_secs(3);
+/// What a record takes in a batch beside its value, roughly: the heads of both, and a key.
+const BATCH_OVERHEAD: u64 = 1024;
 /// How long `close` waits for the thread. It gives nothing up: the thread ends by itself.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Bytes of a refused record's key that are kept to name it.
@@ -100,6 +104,8 @@ struct Failure {
     ticket: Ticket,
     key: String,
     size: usize,
+    /// How many records failed with it for the same reason; `None` when it never left librdkafka.
+    batch: Option<usize>,
 }
 
 /// Why the sink ended.
@@ -111,7 +117,12 @@ enum ProduceError {
         "publish a record of {size} bytes with key {key} of {table} to topic {topic}: {code}; {mend}",
         key = if key.is_empty() { "(none)" } else { key }
     )]
-    Record { topic: String, table: String, key: String, size: usize, code: RDKafkaErrorCode, mend: &'static str },
+    Record { topic: String, table: String, key: String, size: usize, code: RDKafkaErrorCode, mend: String },
+    #[error(
+        "publish to topic {topic} of {table}: a batch of {records} records is larger than the topic's \
+         max.message.bytes of {limit}; set batch.size under sink.kafka.properties below that, or raise it"
+    )]
+    Batch { topic: String, table: String, records: usize, limit: u64 },
     #[error("connect to kafka at {brokers}: {reason}; {mend}")]
     NotLetIn { brokers: String, reason: String, mend: &'static str },
     #[error("publish: {code}: {reason}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
@@ -147,7 +158,7 @@ impl KafkaSink {
         let producer = Arc::new(producer);
         let (batches, incoming) = mpsc::channel();
         let (ended_sender, ended) = oneshot::channel();
-        let (asked, answers) = start_topic_thread(config, admin, &producer, &shared).map_err(start)?;
+        let (asked, answers) = start_topic_thread(config, admin.clone(), &producer, &shared).map_err(start)?;
         let worker = Worker {
             queue,
             producer,
@@ -158,6 +169,7 @@ impl KafkaSink {
             waiting: VecDeque::new(),
             buffered: 0,
             topics: HashMap::new(),
+            admin,
             asked,
             answers,
             connection: Connection::default(),
@@ -248,9 +260,15 @@ impl Outcome {
             Fault::Record => (2, f.size),
             Fault::Passing | Fault::Refused => (1, 0),
         };
-        if self.failure.as_ref().is_none_or(|known| weight(known) < weight(&failure)) {
+        let Some(known) = &mut self.failure else {
             self.failure = Some(failure);
+            return;
+        };
+        let together = if known.code == failure.code { known.batch.unwrap_or(0) } else { 0 };
+        if weight(known) < weight(&failure) {
+            *known = failure;
         }
+        known.batch = known.batch.map(|batch| batch.max(together + 1));
     }
 }
 
@@ -263,7 +281,10 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match (level, facility) {
             // Broken connections and refusals arrive as events too, and are told there, once.
-            (_, "FAIL" | "ERROR") => debug!(target: "librdkafka", facility, "{message}"),
+            // That we wait for an id to produce with is told by nothing being acknowledged; and what librdkafka has to
+            // say of the properties that we chose is no news.
+            (_, "FAIL" | "ERROR" | "FATAL" | "GETPID") => debug!(target: "librdkafka", facility, "{message}"),
+            (_, "CONFWARN") if message.contains("enable.gapless.guarantee") => {}
             (
                 RDKafkaLogLevel::Emerg
                 | RDKafkaLogLevel::Alert
@@ -312,6 +333,7 @@ impl ProducerContext for Context {
                 ticket,
                 key: key_text(message.key()),
                 size: message.payload_len(),
+                batch: Some(1),
             }),
         }
     }
@@ -332,6 +354,8 @@ struct Worker {
     /// Bytes in librdkafka's hands.
     buffered: usize,
     topics: HashMap<String, KnownTopic>,
+    /// For questions to the cluster.
+    admin: ClientConfig,
     asked: mpsc::Sender<Arc<Topic>>,
     answers: mpsc::Receiver<(String, Result<(), SinkError>)>,
     connection: Connection,
@@ -412,9 +436,10 @@ impl Worker {
                             ticket: record.ticket,
                             key: key_text(record.key.clone().map(|range| &batch.bytes[range])),
                             size: record.payload.as_ref().map_or(0, |range| range.len()),
+                            batch: None,
                         };
                         // Acknowledgements of what went before are still on their way; the slot repeats those.
-                        return Err(self.why(failure));
+                        return Err(self.cause(failure));
                     }
                 }
                 self.buffered += bytes;
@@ -519,30 +544,41 @@ impl Worker {
     }
 
     fn why(&self, failure: Failure) -> SinkError {
-        let Failure { code, topic, ticket, key, size } = failure;
-        match fault::sort(code) {
-            Fault::Record => {
-                let table = self.topics.get(&topic).map_or_else(String::new, |known| known.table.clone());
-                let mend = match code {
-                    RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge => {
-                        "raise max.message.bytes of the topic (or message.max.bytes of the broker); above 100 MB also \
-                         message.max.bytes under sink.kafka.properties and socket.request.max.bytes of the broker. \
-                         If this record is smaller than the topic's limit, the batch that it travelled in was not: \
-                         lower batch.size under sink.kafka.properties below that limit"
-                    }
-                    _ => "the topic's settings do not admit it, such as a compacted topic a record without a key",
-                };
-                let reason = ProduceError::Record { topic, table: table.clone(), key: key.clone(), size, code, mend };
-                SinkError::Record { ticket, table, key, size, reason: Box::new(reason) }
-            }
+        let Failure { code, topic, ticket, key, size, batch } = failure;
+        let table = self.topics.get(&topic).map_or_else(String::new, |known| known.table.clone());
+        let mend = match fault::sort(code) {
             Fault::Refused => {
                 let mend = Some(fault::mend(code, &topic, &self.config));
-                SinkError::Refused(Box::new(ProduceError::Delivery { topic, code, mend }))
+                return SinkError::Refused(Box::new(ProduceError::Delivery { topic, code, mend }));
             }
             Fault::Passing | Fault::Echo => {
-                SinkError::Passing(Box::new(ProduceError::Delivery { topic, code, mend: None }))
+                return SinkError::Passing(Box::new(ProduceError::Delivery { topic, code, mend: None }));
             }
-        }
+            Fault::Record if code != RDKafkaErrorCode::MessageSizeTooLarge => {
+                "the topic's settings do not admit it, such as those of a compacted topic a record without a key".into()
+            }
+            Fault::Record if batch.is_none() => {
+                "raise message.max.bytes under sink.kafka.properties, and max.message.bytes of the topic".into()
+            }
+            Fault::Record => {
+                let limit = admin::message_bytes_max(&self.admin, &topic, LIMIT_WAIT);
+                match (limit, batch) {
+                    (Some(limit), _) if (size as u64) < limit.saturating_sub(BATCH_OVERHEAD) => {
+                        let records = batch.unwrap_or(1);
+                        let error = ProduceError::Batch { topic, table, records, limit };
+                        return SinkError::Refused(Box::new(error));
+                    }
+                    (Some(limit), _) => format!("raise max.message.bytes of the topic, which is {limit}"),
+                    (None, Some(2..)) => "raise max.message.bytes of the topic; or, if this largest record of its \
+                                          batch is smaller than that, set batch.size under sink.kafka.properties \
+                                          below it"
+                        .into(),
+                    (None, _) => "raise max.message.bytes of the topic".into(),
+                }
+            }
+        };
+        let reason = ProduceError::Record { topic, table: table.clone(), key: key.clone(), size, code, mend };
+        SinkError::Record { ticket, table, key, size, reason: Box::new(reason) }
     }
 }
 
@@ -632,7 +668,10 @@ impl Connection {
     fn answered(&mut self) {
         self.let_in = true;
         self.refused = None;
-        if let Some(since) = self.away_since.take() {
+        // All brokers are away also when the only connection was closed for having been idle: no warning, no news.
+        if let Some(since) = self.away_since.take()
+            && !self.warned.is_empty()
+        {
             self.warned.clear();
             info!(away_s = since.elapsed().as_secs_f32(), "kafka is back");
         }
@@ -654,7 +693,7 @@ impl Connection {
         let broker = reason.split_once(": ").map_or("", |(broker, _)| broker);
         let now = Instant::now();
         let said = self.warned.get(broker).is_some_and(|at| now - *at < AWAY_WARN_INTERVAL);
-        if said || self.away_since.is_some() {
+        if said || (self.away_since.is_some() && !self.warned.is_empty()) {
             debug!(%code, reason, "kafka is still away");
         } else {
             self.warned.insert(broker.to_owned(), now);

@@ -29,7 +29,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 /// shutdown.
 #[derive(Clone)]
 pub(crate) struct Control {
-    client: Arc<Client>,
+    pub(crate) client: Arc<Client>,
     lost: watch::Receiver<Option<String>>,
     pub(crate) host: Host,
     pub(crate) who: Who,
@@ -141,7 +141,7 @@ impl Control {
         Fault::ControlLost { address: self.who.address.clone(), why }.passing()
     }
 
-    async fn query(
+    pub(crate) async fn query(
         &self,
         sql: &str,
         parameters: &[&(dyn postgres_types::ToSql + Sync)],

@@ -10,7 +10,7 @@ use crate::{lsn::Lsn, source::SourceError};
 /// An ErrorResponse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} ({code}){}", detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default())]
-pub struct Said {
+pub(crate) struct Said {
     /// SQLSTATE.
     pub code: String,
     /// The primary message.
@@ -127,6 +127,8 @@ impl Said {
             // Held by another, or about to be free.
             ("55006", _) => Kind::Passing,
             ("55P03", _) => Kind::Passing,
+            // Another instance has just made it.
+            ("42710", Step::Prepare) => Kind::Passing,
             (code, _) => match code.get(..2).unwrap_or_default() {
                 // 0A not supported, 22 bad value, 25006 read-only, 28 who are you, 3D no database, 42 no right or no
                 // such thing, 55 wrong state.
@@ -193,7 +195,7 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
 /// What a sorted server error prints, and the error itself as its cause.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub struct Sorted {
+pub(crate) struct Sorted {
     text: String,
     /// What the server said.
     pub said: Said,

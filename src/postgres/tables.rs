@@ -1,0 +1,167 @@
+//! `changes.tables` and the catalog -> the tables that are asked for. Pure.
+
+use globset::{Glob, GlobMatcher};
+
+use super::catalog::CatalogTable;
+use crate::config::ChangesConfig;
+
+/// The patterns of the config, compiled: `schema.table`, names or globs, and what is taken out again.
+#[derive(Clone, Debug)]
+pub struct Patterns {
+    tables: Vec<Pattern>,
+    except: Vec<Pattern>,
+}
+
+/// A pattern that cannot be used, or finds nothing.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Not a glob.
+    #[error("read the pattern `{pattern}` of changes.{key}: {why}")]
+    Glob {
+        /// `tables` or `except`.
+        key: &'static str,
+        /// As written.
+        pattern: String,
+        /// What globset says.
+        why: String,
+    },
+    /// No table has such a name.
+    #[error("find a table for `{pattern}` of changes.tables{}", nearest.as_ref().map(|name| format!("; the nearest is {name}")).unwrap_or_else(|| "; the database has none that can be published".into()))]
+    NoTable {
+        /// As written.
+        pattern: String,
+        /// The table with the most similar name.
+        nearest: Option<String>,
+    },
+    /// A table by its name that the log knows nothing of.
+    #[error("publish {table}: it is unlogged; ALTER TABLE {table} SET LOGGED, or take it out of changes.tables")]
+    Unlogged {
+        /// `schema.table`.
+        table: String,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Pattern {
+    text: String,
+    glob: GlobMatcher,
+}
+
+impl Pattern {
+    fn fits(&self, name: &str) -> bool {
+        self.text == name || self.glob.is_match(name)
+    }
+}
+
+impl Patterns {
+    /// Compiles the patterns of a config.
+    pub fn compile(changes: &ChangesConfig) -> Result<Patterns, PatternError> {
+        let compile = |key, texts: &[String]| {
+            let pattern = |text: &String| {
+                let failed = |error: globset::Error| PatternError::Glob {
+                    key,
+                    pattern: text.clone(),
+                    why: error.kind().to_string(),
+                };
+                Ok(Pattern { text: text.clone(), glob: Glob::new(text).map_err(failed)?.compile_matcher() })
+            };
+            texts.iter().map(pattern).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Patterns { tables: compile("tables", &changes.tables)?, except: compile("except", &changes.except)? })
+    }
+
+    /// Whether a table is asked for: it or an ancestor is named, and none of them is taken out again.
+    pub fn want(&self, schema: &str, table: &str, ancestors: &[(String, String)]) -> bool {
+        let ancestors = ancestors.iter().map(|(schema, table)| format!("{schema}.{table}"));
+        let names: Vec<_> = std::iter::once(format!("{schema}.{table}")).chain(ancestors).collect();
+        let any = |patterns: &[Pattern]| names.iter().any(|name| patterns.iter().any(|pattern| pattern.fits(name)));
+        any(&self.tables) && !any(&self.except)
+    }
+
+    /// The tables to publish: those asked for, without partitions that come with their root.
+    pub(crate) fn choose<'a>(&self, tables: &'a [CatalogTable]) -> Result<Vec<&'a CatalogTable>, PatternError> {
+        for pattern in &self.tables {
+            if !tables.iter().any(|table| pattern.fits(&table.full_name())) {
+                let similarity = |table: &CatalogTable| strsim::jaro_winkler(&pattern.text, &table.full_name());
+                let nearest = tables.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+                let nearest = nearest.map(CatalogTable::full_name);
+                return Err(PatternError::NoTable { pattern: pattern.text.clone(), nearest });
+            }
+            if let Some(table) = tables.iter().find(|table| table.unlogged && table.full_name() == pattern.text) {
+                return Err(PatternError::Unlogged { table: table.full_name() });
+            }
+        }
+        let wanted = |table: &&CatalogTable| {
+            let root = table.root.as_slice();
+            let covered = root.iter().any(|(schema, name)| self.want(schema, name, &[]));
+            !table.unlogged && !covered && self.want(&table.schema, &table.name, root)
+        };
+        Ok(tables.iter().filter(wanted).collect())
+    }
+}
+
+impl CatalogTable {
+    /// `schema.table`, as patterns and people name it.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(name: &str, root: Option<&str>) -> CatalogTable {
+        let pair = |name: &str| {
+            let (schema, name) = name.split_once('.').unwrap();
+            (schema.to_owned(), name.to_owned())
+        };
+        let (schema, name) = pair(name);
+        CatalogTable { schema, name, root: root.map(pair), unlogged: false, identified: true }
+    }
+
+    fn chosen(tables: &[&str], except: &[&str], catalog: &[CatalogTable]) -> Result<Vec<String>, PatternError> {
+        let own = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
+        let changes = ChangesConfig {
+            tables: own(tables),
+            except: own(except),
+            topic: String::new(),
+            format: Default::default(),
+            decimal: Default::default(),
+        };
+        let patterns = Patterns::compile(&changes)?;
+        Ok(patterns.choose(catalog)?.into_iter().map(CatalogTable::full_name).collect())
+    }
+
+    #[test]
+    fn takes_names_and_globs_and_leaves_out_again() {
+        let catalog =
+            ["public.audit_log", "public.orders", "public.odd[1]", "sales.orders"].map(|name| table(name, None));
+        assert_eq!(chosen(&["public.*"], &["*.audit_*"], &catalog).unwrap(), ["public.orders", "public.odd[1]"]);
+        assert_eq!(chosen(&["*.orders"], &[], &catalog).unwrap(), ["public.orders", "sales.orders"]);
+        assert_eq!(chosen(&["public.odd[1]"], &[], &catalog).unwrap(), ["public.odd[1]"]);
+    }
+
+    #[test]
+    fn a_partition_comes_with_its_root() {
+        let catalog = [table("public.log", None), table("public.log_1", Some("public.log")), table("public.a", None)];
+        assert_eq!(chosen(&["public.*"], &[], &catalog).unwrap(), ["public.log", "public.a"]);
+        assert_eq!(chosen(&["public.log_1"], &[], &catalog).unwrap(), ["public.log_1"]);
+        assert_eq!(chosen(&["public.*"], &["public.log"], &catalog).unwrap(), ["public.a"]);
+    }
+
+    #[test]
+    fn names_the_pattern_that_finds_nothing_and_the_nearest_table() {
+        let catalog = [table("public.orders", None), table("public.users", None)];
+        assert_eq!(
+            chosen(&["public.users", "public.oders"], &[], &catalog).unwrap_err().to_string(),
+            "find a table for `public.oders` of changes.tables; the nearest is public.orders"
+        );
+        assert!(
+            chosen(&["public.[a"], &[], &catalog).unwrap_err().to_string().starts_with("read the pattern `public.[a`")
+        );
+        let mut cache = table("public.cache", None);
+        cache.unlogged = true;
+        assert!(matches!(chosen(&["public.cache"], &[], &[cache]), Err(PatternError::Unlogged { .. })));
+    }
+}
