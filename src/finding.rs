@@ -1,5 +1,7 @@
 //! `Finding`: one thing that was looked at in a server, and how to mend it.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// One thing that was looked at.
@@ -27,17 +29,26 @@ pub enum Level {
 
 impl Finding {
     /// As it should be.
-    pub fn ok(what: impl Into<String>) -> Self {
-        Self { level: Level::Ok, what: what.into(), mend: None }
+    pub fn ok(what: String) -> Self {
+        Self { level: Level::Ok, what, mend: None }
     }
 
     /// `run` works; somebody should know.
-    pub fn warning(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { level: Level::Warning, what: what.into(), mend: Some(mend.into()) }
+    pub fn warning(what: String, mend: String) -> Self {
+        Self { level: Level::Warning, what, mend: Some(mend) }
     }
 
     /// `run` would not work until `mend` is done.
-    pub fn cross(what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { level: Level::Cross, what: what.into(), mend: Some(mend.into()) }
+    pub fn cross(what: String, mend: String) -> Self {
+        Self { level: Level::Cross, what, mend: Some(mend) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.mend {
+            Some(mend) => write!(f, "{}; {mend}", self.what),
+            None => f.write_str(&self.what),
+        }
     }
 }

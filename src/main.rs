@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use offshoot::{
-    cli::{Arguments, Command},
+    cli::{self, Arguments, Command},
     config::Config,
     exit::Exit,
     telemetry,
@@ -29,16 +29,14 @@ fn main() -> ExitCode {
 
 /// Does what was asked for.
 async fn perform(command: &Command, config: &Config) -> Exit {
-    let asked = match command {
-        Command::Run(_) => "run",
-        Command::Check(_) => "check",
-        Command::Drop(_) => "drop",
-    };
-    tracing::error!(
-        name = config.name,
-        "this build reads configs and nothing else: `{asked}` is not joined to the servers"
-    );
-    Exit::Unexpected
+    match command {
+        Command::Run(_) => {
+            tracing::error!("`run` is not joined to the servers in this build");
+            Exit::Unexpected
+        }
+        Command::Check(arguments) => cli::check::check(config, arguments.json).await,
+        Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
+    }
 }
 
 /// Says on stderr why nothing was begun.

@@ -6,14 +6,21 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use crate::{
-    config::KafkaConfig,
+    config::{Config, KafkaConfig},
     exit::Exit,
     finding::{Finding, Level},
-    kafka::admin::{KafkaReport, TopicFound},
+    kafka::{
+        self,
+        admin::{KafkaReport, TopicFound},
+    },
+    postgres,
 };
 
 /// Each server has this long to answer; both are asked at once.
-pub const ANSWER_WITHIN: Duration = Duration::from_secs(9);
+const ANSWER_WITHIN: Duration = Duration::from_secs(9);
+
+/// Kafka's own time is shorter by this, so that it can say what it heard.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What was found at both ends, each in the order in which it was looked at.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,15 +31,25 @@ pub struct Findings {
     pub sink: Vec<Finding>,
 }
 
-/// Asks both sides, prints what they say, and gives the exit code.
-pub async fn check(
-    json: bool,
-    source: impl Future<Output = Vec<Finding>>,
-    sink: impl Future<Output = Vec<Finding>>,
-) -> Exit {
-    let findings = Findings::gather(source, sink).await;
+/// Asks both servers, prints what they say, and gives the exit code.
+pub async fn check(config: &Config, json: bool) -> Exit {
+    let findings = Findings::gather(ask_postgres(config), ask_kafka(config)).await;
     anstream::print!("{}", if json { findings.json() } else { findings.page() });
     findings.exit()
+}
+
+async fn ask_postgres(config: &Config) -> Vec<Finding> {
+    match postgres::inspect(config).await {
+        Ok(inspection) => inspection.findings,
+        Err(error) => vec![Finding { level: Level::Cross, what: format!("failed to {error}"), mend: None }],
+    }
+}
+
+async fn ask_kafka(config: &Config) -> Vec<Finding> {
+    let owned = config.clone();
+    // librdkafka waits in its own way, so it waits on a thread of its own, and ends before we stop waiting for it.
+    let report = tokio::task::spawn_blocking(move || kafka::admin::inspect(&owned, &[], ANSWER_WITHIN - GRACE)).await;
+    of_kafka(&report.expect("inspect does not panic"), &config.sink.kafka)
 }
 
 impl Findings {
@@ -138,7 +155,7 @@ pub fn of_kafka(report: &KafkaReport, config: &KafkaConfig) -> Vec<Finding> {
             None => {}
         }
     }
-    findings.extend(report.faults.iter().map(|fault| Finding::cross(&fault.what, &fault.mend)));
+    findings.extend(report.faults.iter().map(|fault| Finding::cross(fault.what.clone(), fault.mend.clone())));
     findings
 }
 
@@ -148,22 +165,23 @@ fn of_topic(name: &str, found: &TopicFound, config: &KafkaConfig) -> Finding {
     if found.leaderless > 0 {
         Finding::warning(
             format!("{is}; {} without a leader", found.leaderless),
-            "its records wait until a broker that has them is back",
+            "its records wait until a broker that has them is back".into(),
         )
     } else if found.min_insync_replicas.is_some_and(|min| min > found.replication) {
         Finding::warning(
             format!("{is}; min.insync.replicas is {}", found.min_insync_replicas.unwrap_or_default()),
-            "a broker before 4.0 refuses every record: lower min.insync.replicas, or add replicas",
+            "a broker before 4.0 refuses every record: lower min.insync.replicas, or add replicas".into(),
         )
     } else if found.partitions != config.topics.partitions {
         Finding::warning(
             format!("{is}; the config says partitions {}", config.topics.partitions),
-            "it is used as it is; adding partitions would move keys and end their order",
+            "it is used as it is; adding partitions would move keys and end their order".into(),
         )
     } else if compacted {
         Finding::warning(
             format!("{is}; cleanup.policy is {}", found.cleanup_policy.as_deref().unwrap_or_default()),
-            "older records of a key go when newer are there: a state, not a history; records without a key are refused",
+            "older records of a key go when newer are there: a state, not a history; records without a key are refused"
+                .into(),
         )
     } else {
         Finding::ok(is)
@@ -181,13 +199,16 @@ mod tests {
     fn findings() -> Findings {
         Findings {
             source: vec![
-                Finding::ok("PostgreSQL 17.5, database shop"),
+                Finding::ok("PostgreSQL 17.5, database shop".into()),
                 Finding::cross(
-                    "wal_level is replica",
-                    "ALTER SYSTEM SET wal_level = logical;\n-- then restart the server",
+                    "wal_level is replica".into(),
+                    "ALTER SYSTEM SET wal_level = logical;\n-- then restart the server".into(),
                 ),
             ],
-            sink: vec![Finding::warning("topic shop.public.orders has 3 partitions", "it is used as it is")],
+            sink: vec![Finding::warning(
+                "topic shop.public.orders has 3 partitions".into(),
+                "it is used as it is".into(),
+            )],
         }
     }
 
@@ -227,8 +248,8 @@ not ready: 1 thing to mend
 
     #[test]
     fn the_first_cross_decides_the_exit_code() {
-        let cross = || vec![Finding::cross("x", "y")];
-        let ok = || vec![Finding::ok("x"), Finding::warning("x", "y")];
+        let cross = || vec![Finding::cross("x".into(), "y".into())];
+        let ok = || vec![Finding::ok("x".into()), Finding::warning("x".into(), "y".into())];
         assert_eq!(Findings { source: ok(), sink: ok() }.exit(), Exit::Clean);
         assert_eq!(Findings { source: ok(), sink: cross() }.exit(), Exit::Sink);
         assert_eq!(Findings { source: cross(), sink: cross() }.exit(), Exit::Source);
@@ -251,7 +272,7 @@ not ready: 1 thing to mend
 
     #[tokio::test(start_paused = true)]
     async fn a_side_that_does_not_answer_is_a_cross_and_the_other_is_still_told() {
-        let sink = vec![Finding::ok("3 brokers")];
+        let sink = vec![Finding::ok("3 brokers".into())];
         let told = Findings::gather(std::future::pending(), async { sink.clone() }).await;
         assert_eq!(told.source[0].what, "Postgres did not answer within 9 s");
         assert_eq!((told.source[0].level, told.sink), (Level::Cross, sink));
