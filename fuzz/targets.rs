@@ -1,6 +1,6 @@
 //! Bytes -> what must hold of every decoder whatever the bytes. The fuzz targets and the corpus test share it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 use offshoot::{
     change::{Old, Op, Row, Value},
@@ -49,7 +49,7 @@ pub fn assemble(bytes: &[u8]) {
 /// (commit LSN, changes, bytes of rows) of each transaction up to the first error.
 fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<(Lsn, u64, usize)> {
     let spill = Spill { dir: PathBuf::from("/tmp"), memory_max, file_max: 1 << 30 };
-    let mut assembler = Assembler::new(Arc::new(|_, _| true), spill);
+    let mut assembler = Assembler::new(Box::new(|_, _, _| true), spill);
     let mut whole = Vec::new();
     while let Some((len, rest)) = bytes.split_first_chunk::<2>() {
         let Some((message, rest)) = rest.split_at_checked(u16::from_be_bytes(*len).into()) else { break };
@@ -60,7 +60,7 @@ fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<(Lsn, u64, usize)> {
             Ok(Step::Ask(_)) => assembler.answer(Some(TableFacts::default())),
             Ok(Step::Done(mut transaction)) => {
                 let (mut changes, mut row_bytes) = (0, 0);
-                while let Some(change) = transaction.next().expect("the spill file is there") {
+                while let Some(change) = transaction.next_change().expect("the spill file is there") {
                     changes += 1;
                     row_bytes += match change.op {
                         Op::Insert { new } | Op::Update { old: None, new } => new.bytes.len(),

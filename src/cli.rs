@@ -1,6 +1,7 @@
 //! The command line -> what was asked for. One file per command below.
 
 pub mod run;
+pub mod stream;
 pub mod check;
 pub mod drop;
 

@@ -229,6 +229,11 @@ impl Config {
         self.source.slot.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))
     }
 
+    /// What of the changes is to leave.
+    pub fn changes(&self) -> &ChangesConfig {
+        self.changes.as_ref().expect("a config without a way out is refused when it is loaded")
+    }
+
     /// The publication's name.
     pub fn publication(&self) -> String {
         self.source.publication.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))

@@ -30,10 +30,7 @@ fn main() -> ExitCode {
 /// Does what was asked for.
 async fn perform(command: &Command, config: &Config) -> Exit {
     match command {
-        Command::Run(_) => {
-            tracing::error!("`run` is not joined to the servers in this build");
-            Exit::Unexpected
-        }
+        Command::Run(_) => cli::run::run(config).await,
         Command::Check(arguments) => cli::check::check(config, arguments.json).await,
         Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
     }

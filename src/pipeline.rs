@@ -56,7 +56,7 @@ pub enum Error {
     Sink(#[from] SinkError),
     /// The sink refuses a record.
     #[error(
-        "failed to publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}"
+        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}"
     )]
     Record {
         /// `schema.table`.
@@ -74,7 +74,7 @@ pub enum Error {
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// The spill file cannot be read back.
-    #[error("failed to read the spill file of the transaction that commits at {commit}: {source}")]
+    #[error("read the spill file of the transaction that commits at {commit}: {source}")]
     Spill {
         /// Where the commit record starts.
         commit: Lsn,
@@ -190,7 +190,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let commit = sending.transaction.commit;
         let failed = |source| Error::Spill { commit: commit.lsn, source };
         while self.has_room() {
-            let Some(change) = sending.transaction.next().map_err(failed)? else {
+            let Some(change) = sending.transaction.next_change().map_err(failed)? else {
                 self.pipe.ledger.close(sending.ticket);
                 self.pipe.source.recycle(sending.transaction);
                 return Ok(());

@@ -53,13 +53,14 @@ pub struct Prepared {
     pub lag: Lag,
 }
 
-/// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream.
-pub async fn connect(config: &Config) -> Result<(Session, Prepared), SourceError> {
+/// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream. `waiting` is
+/// called when a wait begins.
+pub async fn connect(config: &Config, waiting: impl Fn()) -> Result<(Session, Prepared), SourceError> {
     let ends = Ends::of(config)?;
     let control = ends.control().await?;
     let slot = config.slot();
     loop {
-        let (publications, confirmed) = control.prepare(config).await?;
+        let (publications, confirmed) = control.prepare(config, &waiting).await?;
         let server = control.server().await?;
         let mut greeting = ends.greeting(&control).await?;
         let system = greeting.identify().await?;

@@ -8,7 +8,6 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 
@@ -423,7 +422,7 @@ async fn live(world: &Shared, metrics: &Metrics) {
             (w.confirmed, w.planted, w.rng.u64(100..20_000), memory_max)
         };
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 20 };
-        let assembler = Assembler::new(Arc::new(|_, name| name == "t"), spill);
+        let assembler = Assembler::new(Box::new(|_, name, _| name == "t"), spill);
         let mut ledger = Ledger::new(confirmed);
         ledger.plant(planted);
         let mut pipeline = Pipeline {

@@ -52,7 +52,7 @@ pub enum SourceError {
     #[error("{0}")]
     SlotLost(#[source] Box<dyn Error + Send + Sync>),
     /// A transaction is too large for memory, and its spill file fails.
-    #[error("failed to {0}")]
+    #[error(transparent)]
     Spill(#[from] SpillError),
     /// A message or a row that cannot be decoded.
     #[error("{0}")]

@@ -7,6 +7,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     exit::Exit,
+    format::debezium::EncodeError,
     pipeline::Error,
     sink::SinkError,
     source::SourceError,
@@ -53,7 +54,7 @@ where
         };
         metrics.error(kind(&fault));
         if let Some(exit) = lasting(&fault) {
-            error!(exit = exit as u8, "{}", told(&fault));
+            error!(exit = exit as u8, "failed to {}", told(&fault));
             return exit;
         }
         if progressed {
@@ -61,7 +62,7 @@ where
         }
         let wait = waits.next().unwrap_or(BACKOFF_MAX);
         metrics.set_state(State::Retrying);
-        warn!(retry_in = %humantime::format_duration(wait), "{}", told(&fault));
+        warn!(retry_in = %humantime::format_duration(wait), "failed to {}", told(&fault));
         tokio::select! {
             () = &mut shutdown => {
                 info!("stopped while waiting to connect again");
@@ -79,6 +80,7 @@ fn lasting(fault: &Error) -> Option<Exit> {
         Error::Source(error) => Some(error.into()),
         Error::Sink(error) => Some(error.into()),
         Error::Record { .. } => Some(Exit::Sink),
+        Error::Encode(EncodeError::Topic { .. }) => Some(Exit::Config),
         Error::Encode(_) => Some(Exit::Undecodable),
         Error::Spill { .. } => Some(Exit::Unexpected),
     }

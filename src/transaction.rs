@@ -132,7 +132,7 @@ impl Transaction {
     }
 
     /// The next change that has not been read.
-    pub fn next(&mut self) -> io::Result<Option<Change<'_>>> {
+    pub fn next_change(&mut self) -> io::Result<Option<Change<'_>>> {
         if !self.fill(HEAD)? {
             return Ok(None);
         }

@@ -11,11 +11,11 @@ use crate::{
     telemetry::{Metrics, State},
 };
 
-/// Answers probes, and runs `stream` until it ends; SIGTERM or SIGINT cancels the token that it is given.
-pub async fn run<S>(config: &Config, metrics: Metrics, stream: S) -> Exit
-where
-    S: AsyncFnOnce(&Config, &Metrics, CancellationToken) -> Exit,
-{
+use super::stream::stream;
+
+/// Answers probes and publishes until it ends; SIGTERM or SIGINT asks for a clean stop.
+pub async fn run(config: &Config) -> Exit {
+    let metrics = Metrics::new();
     let shutdown = CancellationToken::new();
     let (terminate, interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),

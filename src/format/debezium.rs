@@ -65,7 +65,6 @@ pub enum EncodeError {
         /// The column's type.
         type_name: String,
         /// What is the matter, and how to mend it.
-        #[source]
         unfit: Unfit,
     },
     /// The log does not say what a key column holds.
@@ -146,7 +145,7 @@ impl Encoder {
     pub fn left_out<'t>(&self, table: &'t Table) -> Vec<&'t str> {
         let encodings = table.columns.iter().enumerate().map(|(i, _)| encoding_of(table, i, self.decimal));
         let columns = table.columns.iter().zip(encodings);
-        columns.filter(|(_, encoding)| *encoding == Encoding::LeftOut).map(|(column, _)| column.name.as_str()).collect()
+        columns.filter(|(_, encoding)| encoding.is_none()).map(|(column, _)| column.name.as_str()).collect()
     }
 
     fn append(
@@ -216,7 +215,8 @@ struct Plan {
 struct ColumnPlan {
     /// `,"name":`
     prefix: Vec<u8>,
-    encoding: Encoding,
+    /// `None` leaves the column out, but never one of the key.
+    encoding: Option<Encoding>,
     /// What stands for an unchanged TOASTed value; `None` leaves the column out.
     unavailable: Option<&'static [u8]>,
 }
@@ -228,7 +228,8 @@ impl Plan {
             quote(&mut prefix, &column.name);
             prefix.push(b':');
             let encoding = encoding_of(table, i, decimal);
-            ColumnPlan { prefix, unavailable: value::unavailable(column, &encoding), encoding }
+            let unavailable = encoding.as_ref().and_then(|encoding| value::unavailable(column, encoding));
+            ColumnPlan { prefix, encoding, unavailable }
         });
         let mut source = b",\"schema\":".to_vec();
         quote(&mut source, &table.schema);
@@ -244,9 +245,7 @@ impl Plan {
     fn row(&self, row: Row<'_>, old: Option<Old<'_>>, out: &mut Vec<u8>) -> Result<(), (usize, Unfit)> {
         let start = out.len();
         for (i, (column, value)) in self.columns.iter().zip(row.values()).enumerate() {
-            if column.encoding == Encoding::LeftOut {
-                continue;
-            }
+            let Some(encoding) = &column.encoding else { continue };
             let value = match value {
                 Value::Unchanged => self.kept(old, i).unwrap_or(value),
                 _ => value,
@@ -254,7 +253,7 @@ impl Plan {
             match value {
                 Value::Text(text) => {
                     out.extend_from_slice(&column.prefix);
-                    column.encoding.write(text, out).map_err(|unfit| (i, unfit))?;
+                    encoding.write(text, out).map_err(|unfit| (i, unfit))?;
                 }
                 Value::Null => {
                     out.extend_from_slice(&column.prefix);
@@ -284,11 +283,9 @@ impl Plan {
 }
 
 /// The encoding of a column. What Debezium leaves out is written as text where it is part of the key.
-fn encoding_of(table: &Table, column: usize, decimal: Decimal) -> Encoding {
-    match Encoding::of(&table.columns[column], decimal) {
-        Encoding::LeftOut if table.key.contains(&column) => Encoding::Text,
-        encoding => encoding,
-    }
+fn encoding_of(table: &Table, column: usize, decimal: Decimal) -> Option<Encoding> {
+    let encoding = Encoding::of(&table.columns[column], decimal);
+    encoding.or(table.key.contains(&column).then_some(Encoding::Text))
 }
 
 /// What of a record is the same for all changes of a transaction.
@@ -485,7 +482,8 @@ impl Writer<'_> {
             self.out.bytes.extend_from_slice(&column.prefix);
             match value(i) {
                 Some(Value::Text(text)) => {
-                    let written = column.encoding.write(text, &mut self.out.bytes);
+                    let encoding = column.encoding.as_ref().expect("no column of the key is left out");
+                    let written = encoding.write(text, &mut self.out.bytes);
                     written.map_err(|unfit| self.unfit(i, unfit))?;
                 }
                 Some(Value::Null) => self.out.bytes.extend_from_slice(b"null"),

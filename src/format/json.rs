@@ -65,6 +65,8 @@ pub fn base64_part(out: &mut Vec<u8>, bytes: &[u8]) {
 
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGH_BITS: u64 = ONES * 0x80;
+const QUOTES: u64 = ONES * b'"' as u64;
+const BACKSLASHES: u64 = ONES * b'\\' as u64;
 
 /// The place of the next byte at or after `from` that must be escaped; ors what it passed into `seen`.
 fn next_to_escape(text: &[u8], from: usize, seen: &mut u64) -> Option<usize> {
@@ -72,7 +74,7 @@ fn next_to_escape(text: &[u8], from: usize, seen: &mut u64) -> Option<usize> {
     while let Some(eight) = text[at..].first_chunk::<8>() {
         let word = u64::from_le_bytes(*eight);
         *seen |= word;
-        let found = below_space(word) | zero(word ^ ONES * b'"' as u64) | zero(word ^ ONES * b'\\' as u64);
+        let found = below_space(word) | zero(word ^ QUOTES) | zero(word ^ BACKSLASHES);
         if found != 0 {
             return Some(at + found.trailing_zeros() as usize / 8);
         }

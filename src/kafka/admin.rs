@@ -1,11 +1,12 @@
 //! Topics that records go to: made as the config asks, or said what is missing. And what `check` wants to know of Kafka.
 
 use std::{
-    error::Error,
+    pin::pin,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, Wake, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -37,6 +38,9 @@ const LEADER_INTERVAL: Duration = Duration::from_millis(50);
 const LEADER_WAIT: Duration = Duration::from_secs(30);
 /// How long the making of a topic may take.
 const CREATE_WAIT: Duration = Duration::from_secs(10);
+
+/// How long `check` goes on once every broker has failed to answer: it is there to say so.
+const ALL_DOWN_WAIT: Duration = Duration::from_millis(600);
 
 /// Why a topic cannot be written to.
 #[derive(Debug, thiserror::Error)]
@@ -173,10 +177,23 @@ fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     }
 }
 
-/// Waits for librdkafka's answer, which comes from a thread of its own and bounds itself.
+/// Waits for librdkafka's answer, which comes from a thread of its own and bounds itself. Needs no runtime, and may be
+/// called where there is one.
 fn wait<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.expect("a runtime without drivers needs nothing of the system").block_on(future)
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(answer) => return answer,
+            Poll::Pending => thread::park(),
+        }
+    }
 }
 
 /// What `check` finds at Kafka.
@@ -300,8 +317,9 @@ fn inspect_into(
     let deadline = Instant::now() + timeout;
     let properties = client::admin_properties(kafka, &config.name)?;
     // Both that promise and these that only ask must be accepted.
-    let _: BaseProducer =
-        client::producer_properties(kafka, &config.name)?.create().map_err(|e| client::refused_together(&e))?;
+    let _: BaseProducer<Listener> = client::producer_properties(kafka, &config.name)?
+        .create_with_context(Listener::default())
+        .map_err(|e| client::refused_together(&e))?;
     let producer: BaseProducer<Listener> =
         properties.create_with_context(Listener::default()).map_err(|e| client::refused_together(&e))?;
     let client = producer.client();
@@ -363,9 +381,9 @@ fn inspect_into(
 }
 
 /// Waits until a broker answers, or says that we are not let in, or time is up.
-fn reach(producer: &BaseProducer<Listener>, deadline: Instant) -> bool {
-    // No topic's name is given away by the first question, and none is made.
+fn reach(producer: &BaseProducer<Listener>, mut deadline: Instant) -> bool {
     let step = Duration::from_millis(500);
+    let mut all_down = None;
     loop {
         producer.poll(Duration::ZERO);
         if producer.client().fetch_cluster_id(step.min(left(deadline))).is_some() {
@@ -376,6 +394,10 @@ fn reach(producer: &BaseProducer<Listener>, deadline: Instant) -> bool {
             producer.poll(Duration::ZERO);
         }
         let heard = producer.context().0.lock().expect("nobody panics with it");
+        if heard.iter().any(|(code, _)| *code == RDKafkaErrorCode::AllBrokersDown) {
+            // All that are named have been tried; once more, and that is that.
+            deadline = *all_down.get_or_insert_with(|| deadline.min(Instant::now() + ALL_DOWN_WAIT));
+        }
         if Instant::now() >= deadline || heard.iter().any(|(code, _)| fault::is_refusal(*code)) {
             return false;
         }
@@ -424,8 +446,7 @@ fn describe(report: &mut KafkaReport, properties: &ClientConfig, found: &[&Strin
     let Ok(admin) = admin else { return };
     let specifiers: Vec<_> = found.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let options = AdminOptions::new().request_timeout(Some(timeout));
-    let described: Result<_, Box<dyn Error>> = wait(admin.describe_configs(&specifiers, &options)).map_err(Into::into);
-    let Ok(described) = described else { return };
+    let Ok(described) = wait(admin.describe_configs(&specifiers, &options)) else { return };
     for (name, resource) in found.iter().zip(described) {
         let Ok(resource) = resource else { continue };
         let value = |property: &str| resource.get(property).and_then(|entry| entry.value.clone());

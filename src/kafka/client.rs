@@ -45,6 +45,9 @@ pub enum PropertyError {
         /// The other.
         second: String,
     },
+    /// Nobody to connect to.
+    #[error("use sink.kafka.brokers: it names no broker; write host:port, with commas between several")]
+    NoBroker,
     /// The properties do not go together.
     #[error("use sink.kafka.properties: {0}")]
     Together(String),
@@ -174,6 +177,9 @@ pub fn admin_properties(config: &KafkaConfig, name: &str) -> Result<ClientConfig
 
 /// The properties of the idempotent producer.
 pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientConfig, PropertyError> {
+    if config.brokers.split(',').all(|broker| broker.trim().is_empty()) {
+        return Err(PropertyError::NoBroker);
+    }
     let mut properties = BTreeMap::from_iter(DEFAULTS.iter().map(|(k, v)| (*k, (*v).to_owned())));
     properties.insert("client.id", format!("offshoot-{name}"));
     properties.insert("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
@@ -271,6 +277,12 @@ mod tests {
             assert_eq!(properties.get("client.id"), Some("offshoot-shop"));
             properties.create::<rdkafka::producer::BaseProducer>().unwrap();
         }
+    }
+
+    #[test]
+    fn brokers_must_be_named() {
+        let nobody = KafkaConfig { brokers: " , ".into(), ..config(&[]) };
+        assert!(matches!(producer_properties(&nobody, "shop"), Err(PropertyError::NoBroker)));
     }
 
     #[test]

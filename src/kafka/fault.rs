@@ -64,7 +64,7 @@ pub fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// How to mend a refusal that concerns a topic.
+/// How to mend a refusal that concerns a topic, or several with ` --topic ` between.
 pub fn mend(code: RDKafkaErrorCode, topic: &str, config: &KafkaConfig) -> String {
     use RDKafkaErrorCode as E;
     match code {
@@ -72,7 +72,12 @@ pub fn mend(code: RDKafkaErrorCode, topic: &str, config: &KafkaConfig) -> String
             format!("allow it: {}", acl_command(config, &["Describe", "Write"], &format!("--topic {topic}")))
         }
         E::ClusterAuthorizationFailed => {
-            format!("allow it: {}", acl_command(config, &["IdempotentWrite"], "--cluster"))
+            // Since Kafka 2.8 the right to write to any topic is enough for an idempotent producer.
+            format!(
+                "allow it: {}; before Kafka 2.8 also: {}",
+                acl_command(config, &["Describe", "Write"], &format!("--topic {topic}")),
+                acl_command(config, &["IdempotentWrite"], "--cluster")
+            )
         }
         E::InvalidTopic => {
             "choose another name in changes.topic: letters, digits, '.', '_' and '-', at most 249".into()

@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -174,7 +174,9 @@ impl KafkaSink {
             answers,
             connection: Connection::default(),
         };
+        let ending = Ending(shared.clone());
         let run = move || {
+            let _ending = ending;
             worker.run();
             // Nobody listens after `CLOSE_WAIT`, which is fine.
             let _ = ended_sender.send(());
@@ -233,6 +235,16 @@ impl Shared {
     }
 }
 
+/// Lets the loop know that the thread has ended, however it did.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.outcome.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        self.0.news.notify_one();
+    }
+}
+
 impl Outcome {
     fn take_error(&mut self) -> SinkError {
         self.error.take().unwrap_or_else(|| SinkError::Passing(Box::new(ProduceError::Ended)))
@@ -279,21 +291,18 @@ struct Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match (level, facility) {
-            // Broken connections and refusals arrive as events too, and are told there, once.
-            // That we wait for an id to produce with is told by nothing being acknowledged; and what librdkafka has to
-            // say of the properties that we chose is no news.
-            (_, "FAIL" | "ERROR" | "FATAL" | "GETPID") => debug!(target: "librdkafka", facility, "{message}"),
-            (_, "CONFWARN") if message.contains("enable.gapless.guarantee") => {}
-            (
-                RDKafkaLogLevel::Emerg
-                | RDKafkaLogLevel::Alert
-                | RDKafkaLogLevel::Critical
-                | RDKafkaLogLevel::Error
-                | RDKafkaLogLevel::Warning,
-                _,
-            ) => warn!(target: "librdkafka", facility, "{message}"),
-            _ => debug!(target: "librdkafka", facility, "{message}"),
+        let told = match facility {
+            // Arrive as events too, and are told there, once.
+            "FAIL" | "ERROR" | "FATAL" => false,
+            // What librdkafka has to say of the properties that we chose is no news.
+            "CONFWARN" => !message.contains("enable.gapless.guarantee"),
+            // Its warnings tell of every step of an outage, one per partition; its errors are few.
+            _ => (level as i32) <= RDKafkaLogLevel::Error as i32,
+        };
+        if told {
+            warn!(target: "librdkafka", facility, "{message}");
+        } else {
+            debug!(target: "librdkafka", ?level, facility, "{message}");
         }
     }
 
@@ -400,8 +409,9 @@ impl Worker {
                 self.take_answers()?;
                 self.waiting.extend(self.incoming.try_iter().map(|batch| (batch, 0)));
                 turn = self.hand_over()?;
+                let buffered = self.buffered;
                 self.take_deliveries()?;
-                if turn == Turn::Wait && self.has_room_again() {
+                if self.buffered < buffered && !self.waiting.is_empty() {
                     turn = Turn::More;
                 }
             }
@@ -452,15 +462,6 @@ impl Worker {
         Ok(Turn::Wait)
     }
 
-    /// Whether a batch that had to wait for room can go on.
-    fn has_room_again(&self) -> bool {
-        let Some((batch, sent)) = self.waiting.front() else { return false };
-        let Some(record) = batch.records.get(*sent) else { return true };
-        let ready = batch.topics().iter().all(|t| self.topics.get(&t.name).is_some_and(|known| known.ready));
-        let bytes = batch.len_of(record) + RECORD_OVERHEAD;
-        ready && (self.buffered == 0 || self.buffered + bytes <= self.buffer_bytes)
-    }
-
     /// Serves librdkafka's events until there are none: deliveries, errors, logs.
     fn take_deliveries(&mut self) -> Result<(), SinkError> {
         // `poll` takes one event a call when it may not wait.
@@ -482,10 +483,11 @@ impl Worker {
         if let Some(failure) = failure {
             return Err(self.cause(failure));
         }
+        // A fatal error comes under its own code; only the client knows that it is one.
+        if !events.is_empty() && self.producer.client().fatal_error().is_some() {
+            return Err(self.fatal());
+        }
         for (code, reason) in events {
-            if code == RDKafkaErrorCode::Fatal {
-                return Err(self.fatal());
-            }
             self.connection.note(code, &reason);
         }
         self.connection.check(&self.config.brokers)
@@ -538,7 +540,9 @@ impl Worker {
             return SinkError::Passing(Box::new(ProduceError::Ended));
         };
         let refused = fault::sort(code) == Fault::Refused;
-        let mend = refused.then(|| fault::mend(code, "", &self.config));
+        let mut topics: Vec<_> = self.topics.keys().map(String::as_str).collect();
+        topics.sort_unstable();
+        let mend = refused.then(|| fault::mend(code, &topics.join(" --topic "), &self.config));
         let error = Box::new(ProduceError::Fatal { code, reason, mend });
         if refused { SinkError::Refused(error) } else { SinkError::Passing(error) }
     }
@@ -692,6 +696,10 @@ impl Connection {
         // librdkafka's texts begin with the broker: `host:port/id: ...`.
         let broker = reason.split_once(": ").map_or("", |(broker, _)| broker);
         let now = Instant::now();
+        if self.refused.is_some() {
+            debug!(%code, reason, "kafka still does not let us in");
+            return;
+        }
         let said = self.warned.get(broker).is_some_and(|at| now - *at < AWAY_WARN_INTERVAL);
         if said || (self.away_since.is_some() && !self.warned.is_empty()) {
             debug!(%code, reason, "kafka is still away");
@@ -798,4 +806,270 @@ fn key_text(key: Option<&[u8]>) -> String {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nobody panics with it")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rdkafka::{
+        mocking::MockCluster,
+        types::{RDKafkaApiKey, RDKafkaRespErr},
+    };
+
+    use super::*;
+    use crate::config::{Delivery, Property, Topics};
+
+    /// No test waits longer for news.
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn config(brokers: String, properties: &[(&str, &str)]) -> KafkaConfig {
+        let properties = properties.iter().map(|(k, v)| ((*k).to_owned(), Property((*v).to_owned())));
+        KafkaConfig {
+            brokers,
+            delivery: Delivery::AtLeastOnce,
+            topics: Topics { create: false, properties: BTreeMap::new(), ..Topics::default() },
+            properties: properties.collect(),
+        }
+    }
+
+    fn cluster() -> MockCluster<'static, rdkafka::producer::DefaultProducerContext> {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("shop.public.orders", 1, 1).unwrap();
+        cluster
+    }
+
+    fn orders() -> Arc<Topic> {
+        Arc::new(Topic { name: "shop.public.orders".into(), table: "public.orders".into() })
+    }
+
+    fn push(batch: &mut RecordBatch, topic: &Arc<Topic>, ticket: u64, key: &[u8], payload: Option<&[u8]>) {
+        let topic = batch.topic_index(topic);
+        let mut put = |bytes: &[u8]| {
+            batch.bytes.extend_from_slice(bytes);
+            batch.bytes.len() - bytes.len()..batch.bytes.len()
+        };
+        let (key, payload) = (Some(put(key)), payload.map(put));
+        let at = batch.headers.len();
+        batch.records.push(Record { topic, ticket: Ticket(ticket), key, payload, headers: at..at });
+    }
+
+    /// Collects acknowledgements until there are `records`, or the sink ends.
+    async fn acknowledged(sink: &mut KafkaSink, records: u64) -> Result<Vec<Acknowledgement>, SinkError> {
+        let mut all = Vec::new();
+        while all.iter().map(|a: &Acknowledgement| a.records).sum::<u64>() < records {
+            tokio::time::timeout(DEADLINE, sink.acknowledged(&mut all)).await.expect("news within the deadline")?;
+        }
+        Ok(all)
+    }
+
+    #[tokio::test]
+    async fn acknowledges_what_was_sent_by_ticket_and_in_bytes_of_the_budget() {
+        let cluster = cluster();
+        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20).unwrap();
+        let topic = orders();
+        let mut expected = BTreeMap::new();
+        for turn in 0..10u64 {
+            let mut batch = sink.batch();
+            for n in 0..100u64 {
+                let ticket = (turn * 100 + n) / 7;
+                push(&mut batch, &topic, ticket, b"key", (n % 10 != 0).then_some(&b"a payload"[..]));
+                if n % 3 == 0 {
+                    let at = batch.bytes.len();
+                    batch.bytes.extend_from_slice(b"old key");
+                    let first = batch.headers.len();
+                    batch.headers.push(crate::sink::Header { name: "__debezium.oldkey", value: at..at + 7 });
+                    batch.records.last_mut().unwrap().headers = first..first + 1;
+                }
+                let record = batch.records.last().unwrap();
+                let sum = expected.entry(ticket).or_insert((0, 0));
+                *sum = (sum.0 + 1, sum.1 + batch.len_of(record) as u64);
+            }
+            sink.send(batch).unwrap();
+        }
+        let mut found = BTreeMap::new();
+        let all = acknowledged(&mut sink, 1000).await.unwrap();
+        assert!(all.is_sorted_by_key(|a| a.ticket), "one partition is acknowledged in order");
+        for a in all {
+            let sum = found.entry(a.ticket.0).or_insert((0, 0));
+            *sum = (sum.0 + a.records, sum.1 + a.bytes);
+        }
+        assert_eq!(found, expected);
+        sink.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_record_larger_than_the_whole_buffer_goes_through() {
+        let cluster = cluster();
+        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1000).unwrap();
+        let mut batch = sink.batch();
+        push(&mut batch, &orders(), 1, b"a", Some(b"small"));
+        push(&mut batch, &orders(), 2, b"b", Some(&[b'x'; 100_000]));
+        push(&mut batch, &orders(), 3, b"c", Some(b"small"));
+        sink.send(batch).unwrap();
+        let all = acknowledged(&mut sink, 3).await.unwrap();
+        assert_eq!(all.iter().map(|a| a.ticket.0).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn buffers_come_back_empty_and_not_large() {
+        let cluster = cluster();
+        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20).unwrap();
+        let mut batch = sink.batch();
+        batch.bytes.reserve(10 * SPARE_BYTES);
+        push(&mut batch, &orders(), 1, b"a", Some(b"small"));
+        sink.send(batch).unwrap();
+        acknowledged(&mut sink, 1).await.unwrap();
+        let batch = sink.batch();
+        assert!(batch.records.is_empty() && batch.bytes.is_empty() && batch.topics().is_empty());
+        assert!((1..=SPARE_BYTES).contains(&batch.bytes.capacity()), "{}", batch.bytes.capacity());
+    }
+
+    #[tokio::test]
+    async fn what_the_broker_answers_is_sorted_and_nothing_is_acknowledged_after() {
+        type Expected = fn(&SinkError) -> bool;
+        let table: [(RDKafkaRespErr, Expected, &str); 4] = [
+            (
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+                |e| matches!(e, SinkError::Refused(_)),
+                "--operation Describe --operation Write --topic shop.public.orders",
+            ),
+            (
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+                |e| {
+                    matches!(e, SinkError::Record { ticket: Ticket(1), table, key, size: 5, .. }
+                    if table == "public.orders" && key == "a")
+                },
+                "raise max.message.bytes of the topic",
+            ),
+            (
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD,
+                |e| matches!(e, SinkError::Record { ticket: Ticket(1), .. }),
+                "the topic's settings do not admit it",
+            ),
+            (
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN,
+                |e| matches!(e, SinkError::Passing(_)),
+                "publish to topic shop.public.orders",
+            ),
+        ];
+        for (code, expected, text) in table {
+            let cluster = cluster();
+            cluster.request_errors(RDKafkaApiKey::Produce, &[code]);
+            let properties = [("batch.num.messages", "1"), ("max.in.flight", "1")];
+            let mut sink =
+                KafkaSink::connect(&config(cluster.bootstrap_servers(), &properties), "shop", 1 << 20).unwrap();
+            let mut batch = sink.batch();
+            push(&mut batch, &orders(), 1, b"a", Some(b"first"));
+            push(&mut batch, &orders(), 2, b"a", Some(b"second"));
+            sink.send(batch).unwrap();
+            let error = acknowledged(&mut sink, 1).await.unwrap_err();
+            assert!(expected(&error) && error.to_string().contains(text), "{code:?}: {error:?}");
+            sink.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_larger_than_the_producers_own_limit_is_named() {
+        let cluster = cluster();
+        let properties = [("message.max.bytes", "1000")];
+        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &properties), "shop", 1 << 20).unwrap();
+        let mut batch = sink.batch();
+        push(&mut batch, &orders(), 7, b"k", Some(&[b'x'; 5000]));
+        sink.send(batch).unwrap();
+        let error = acknowledged(&mut sink, 1).await.unwrap_err();
+        assert!(matches!(&error, SinkError::Record { ticket: Ticket(7), size: 5000, .. }), "{error:?}");
+        assert!(error.to_string().contains("raise message.max.bytes under sink.kafka.properties"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_absent_topic_that_we_may_not_make_is_told_with_the_command_that_makes_it() {
+        let cluster = cluster();
+        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20).unwrap();
+        let absent = Arc::new(Topic { name: "shop.public.absent".into(), table: "public.absent".into() });
+        let mut batch = sink.batch();
+        push(&mut batch, &absent, 1, b"k", Some(b"v"));
+        sink.send(batch).unwrap();
+        let error = acknowledged(&mut sink, 1).await.unwrap_err();
+        assert!(matches!(error, SinkError::Refused(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("--create --topic shop.public.absent --partitions 6"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn closes_while_kafka_is_away() {
+        let mut sink = KafkaSink::connect(&config("127.0.0.1:1".into(), &[]), "shop", 1 << 20).unwrap();
+        let mut batch = sink.batch();
+        push(&mut batch, &orders(), 1, b"k", Some(b"v"));
+        sink.send(batch).unwrap();
+        tokio::time::timeout(DEADLINE, sink.close()).await.unwrap();
+    }
+
+    #[test]
+    fn properties_that_cannot_be_used_are_refused_at_once() {
+        for property in [("acks", "1"), ("max.in.flight", "6"), ("no.such.property", "1")] {
+            let error = KafkaSink::connect(&config("127.0.0.1:1".into(), &[property]), "shop", 1 << 20).unwrap_err();
+            assert!(matches!(error, SinkError::Refused(_)), "{error:?}");
+            assert!(error.to_string().contains(property.0), "{error}");
+        }
+    }
+
+    #[test]
+    fn acknowledgements_of_one_ticket_in_a_row_are_one() {
+        let mut outcome = Outcome::default();
+        for (ticket, bytes) in [(1, 10), (1, 20), (2, 5), (1, 1)] {
+            outcome.acknowledge(Ticket(ticket), bytes);
+        }
+        let ack = |ticket, records, bytes| Acknowledgement { ticket: Ticket(ticket), records, bytes };
+        assert_eq!(outcome.acknowledged, [ack(1, 2, 30), ack(2, 1, 5), ack(1, 1, 1)]);
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_after_a_failure_and_the_cause_is_told_before_its_echo() {
+        let failure = |code, size, key: &str| Failure {
+            code,
+            topic: "t".into(),
+            ticket: Ticket(1),
+            key: key.into(),
+            size,
+            batch: Some(1),
+        };
+        let mut outcome = Outcome::default();
+        outcome.acknowledge(Ticket(1), 1);
+        outcome.fail(failure(RDKafkaErrorCode::PurgeQueue, 9, "echo"));
+        outcome.acknowledge(Ticket(2), 1);
+        outcome.fail(failure(RDKafkaErrorCode::MessageSizeTooLarge, 10, "small"));
+        outcome.fail(failure(RDKafkaErrorCode::MessageSizeTooLarge, 30, "large"));
+        outcome.fail(failure(RDKafkaErrorCode::MessageSizeTooLarge, 20, "medium"));
+        outcome.fail(failure(RDKafkaErrorCode::PurgeQueue, 99, "echo"));
+        assert_eq!(outcome.acknowledged.len(), 1);
+        let told = outcome.failure.unwrap();
+        assert_eq!((told.key.as_str(), told.size, told.batch), ("large", 30, Some(3)));
+    }
+
+    #[test]
+    fn a_refused_connection_is_lasting_soon_at_the_start_and_late_once_we_were_let_in() {
+        let refused = RDKafkaErrorCode::Authentication;
+        let mut connection = Connection::default();
+        connection.note(refused, "kafka:9092/1: wrong password");
+        let since = connection.refused.as_ref().unwrap().since;
+        assert_eq!(connection.deadline(), Some(since + REFUSED_AT_START_MAX));
+        connection.answered();
+        assert_eq!(connection.deadline(), None);
+        connection.note(refused, "kafka:9092/1: wrong password");
+        let refusal = connection.refused.as_mut().unwrap();
+        assert!(connection.let_in);
+        refusal.since -= REFUSED_AT_START_MAX;
+        connection.check("kafka:9092").unwrap();
+        connection.refused.as_mut().unwrap().since -= REFUSED_LATER_MAX;
+        let error = connection.check("kafka:9092").unwrap_err();
+        assert!(matches!(&error, SinkError::Refused(_)) && error.to_string().contains("sasl.password"), "{error}");
+    }
+
+    #[test]
+    fn long_and_binary_keys_are_shown_short_and_as_text() {
+        assert_eq!(key_text(None), "");
+        assert_eq!(key_text(Some(b"{\"id\":1}")), "{\"id\":1}");
+        assert_eq!(key_text(Some(&[b'x'; KEY_SHOWN_MAX + 1])), format!("{}…", "x".repeat(KEY_SHOWN_MAX)));
+    }
 }

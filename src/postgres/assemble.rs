@@ -20,8 +20,8 @@ use crate::{
     transaction::{Spill, SpillError, Transaction},
 };
 
-/// Says whether the rows of `schema`.`table` are asked for.
-pub type Wanted = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+/// Says whether the rows of `schema`.`table`, a partition of the tables that follow, are asked for.
+pub type Wanted = Box<dyn Fn(&str, &str, &[(String, String)]) -> bool>;
 
 /// Turns messages into transactions.
 pub struct Assembler {
@@ -135,7 +135,7 @@ pub enum AssembleError {
         prefix: String,
     },
     /// Too large for memory, and the spill file fails.
-    #[error("failed to {0}")]
+    #[error(transparent)]
     Spill(#[from] SpillError),
 }
 
@@ -201,8 +201,7 @@ impl Assembler {
     pub fn answer(&mut self, facts: Option<TableFacts>) {
         let Some(shape) = self.asked.take() else { return };
         let facts = facts.unwrap_or_default();
-        let wanted = (self.wanted)(&shape.schema, &shape.name)
-            || facts.ancestors.iter().any(|(schema, name)| (self.wanted)(schema, name));
+        let wanted = (self.wanted)(&shape.schema, &shape.name, &facts.ancestors);
         let oid = shape.oid;
         let table = wanted.then(|| {
             self.versions += 1;
@@ -350,7 +349,7 @@ mod tests {
 
     fn assembler(memory_max: usize) -> Assembler {
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 10_000 };
-        Assembler::new(Arc::new(|_, name| name != "unwanted"), spill)
+        Assembler::new(Box::new(|_, name, _| name != "unwanted"), spill)
     }
 
     fn push(assembler: &mut Assembler, lsn: u64, bytes: &[u8]) -> Result<Step, AssembleError> {
@@ -385,11 +384,11 @@ mod tests {
             panic!("the transaction is whole");
         };
         assert_eq!(transaction.commit, Commit { xid: 3, lsn: Lsn(50), end: Lsn(60), time: 9 });
-        let change = transaction.next().unwrap().unwrap();
+        let change = transaction.next_change().unwrap().unwrap();
         assert!(matches!((change.lsn, change.op), (Lsn(10), Op::Insert { .. })));
-        let change = transaction.next().unwrap().unwrap();
+        let change = transaction.next_change().unwrap().unwrap();
         assert_eq!((change.lsn, change.op, change.table.name.as_str()), (Lsn(12), Op::Truncate, "t"));
-        assert!(transaction.next().unwrap().is_none());
+        assert!(transaction.next_change().unwrap().is_none());
         assert!(!assembler.is_open());
     }
 
@@ -478,11 +477,10 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_is_wanted_when_its_root_is() {
-        let mut assembler = Assembler::new(
-            Arc::new(|_, name| name == "root"),
-            Spill { dir: std::env::temp_dir(), memory_max: 1, file_max: 1 },
-        );
+    fn who_asks_for_a_table_is_told_its_ancestors() {
+        let spill = Spill { dir: std::env::temp_dir(), memory_max: 1, file_max: 1 };
+        let wanted: Wanted = Box::new(|_, _, ancestors| ancestors.iter().any(|(_, name)| name == "root"));
+        let mut assembler = Assembler::new(wanted, spill);
         let facts = TableFacts { ancestors: vec![("public".into(), "root".into())], ..TableFacts::default() };
         tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), facts);
         tell(&mut assembler, &compose::relation(2, "public", "other", b'd', COLUMNS), TableFacts::default());
@@ -506,12 +504,12 @@ mod tests {
                 };
                 assert_eq!((transaction.len(), transaction.is_spilled()), (100, memory_max < 7000));
                 for lsn in 0..100 {
-                    let change = transaction.next().unwrap().unwrap();
+                    let change = transaction.next_change().unwrap().unwrap();
                     assert_eq!(change.lsn, Lsn(lsn));
                     let Op::Update { old: Some(Old::Identity(old)), new } = change.op else { panic!("{change:?}") };
                     assert_eq!((old, new.values().count()), (new, 3));
                 }
-                assert!(transaction.next().unwrap().is_none());
+                assert!(transaction.next_change().unwrap().is_none());
                 assembler.recycle(transaction);
             }
         }

@@ -113,7 +113,7 @@ impl Control {
     }
 
     /// Sees to publications and slot, waits until nobody else holds the slot, and says what to stream from where.
-    pub(crate) async fn prepare(&self, config: &Config) -> Result<(Vec<String>, Lsn), SourceError> {
+    pub(crate) async fn prepare(&self, config: &Config, waiting: impl Fn()) -> Result<(Vec<String>, Lsn), SourceError> {
         let server = self.server().await?;
         if server.version_num < VERSION_MIN {
             return Err(refused(Unready::Version { version: server.version }));
@@ -123,7 +123,7 @@ impl Control {
         }
         let name = config.slot();
         // First the wait: whoever holds the slot also keeps the publications.
-        let slot = self.wait_for_slot(&name).await?;
+        let slot = self.wait_for_slot(&name, waiting).await?;
         let plan = self.plan(config, server.version_num, slot.as_ref()).await?;
         for finding in &plan.findings {
             tracing::warn!("{finding}");
@@ -204,7 +204,7 @@ impl Control {
     }
 
     /// Waits while another holds the slot. `None` when there is no slot.
-    async fn wait_for_slot(&self, name: &str) -> Result<Option<Slot>, SourceError> {
+    async fn wait_for_slot(&self, name: &str, waiting: impl Fn()) -> Result<Option<Slot>, SourceError> {
         let mut told = None;
         let mut interval = HELD_INTERVAL_FIRST;
         loop {
@@ -217,6 +217,7 @@ impl Control {
             };
             if told != Some(pid) {
                 info!(slot = %name, pid, "another holds the slot; waiting for it");
+                waiting();
                 told = Some(pid);
             }
             sleep(interval).await;

@@ -30,7 +30,7 @@ pub struct PostgresSource<W> {
 /// What came does not decode; the text names where in the log it stands.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "failed to decode the log at {lsn}: {reason}. Nothing from there on has been confirmed; \
+    "decode the log at {lsn}: {reason}. Nothing from there on has been confirmed; \
      docs/operations.md, \"A change that cannot be decoded\", tells what to do"
 )]
 pub struct Undecodable {

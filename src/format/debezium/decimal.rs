@@ -1,12 +1,14 @@
 //! Postgres' text of `numeric` and `money` -> Connect's Decimal, Debezium's VariableScaleDecimal, doubles, text. Pure.
 
+use std::ops::{Add, Mul};
+
 use num_bigint::BigInt;
 
 use super::value::Unfit;
 use crate::format::json;
 
 /// Digits that certainly fit 64 bits, and 128.
-const DIGITS_U64: usize = 19;
+const DIGITS_I64: usize = 18;
 const DIGITS_I128: usize = 38;
 
 /// Writes the unscaled value at `scale` in base64 of its shortest two's complement, most significant byte first.
@@ -118,14 +120,15 @@ impl<'a> Digits<'a> {
 
     fn unscaled(&self, scale: i32, out: &mut Vec<u8>) -> Result<(), Unfit> {
         let padding = usize::try_from(scale).ok().and_then(|scale| scale.checked_sub(self.fraction.len()));
+        let digits = self.whole.len() + self.fraction.len();
         match padding {
-            Some(padding) if self.whole.len() + self.fraction.len() + padding <= DIGITS_I128 => {
-                let digits = self.whole.iter().chain(self.fraction);
-                let number = if self.whole.len() + self.fraction.len() <= DIGITS_U64 {
-                    i128::from(digits.fold(0_u64, |number, digit| number * 10 + u64::from(digit - b'0')))
-                } else {
-                    digits.fold(0_i128, |number, digit| number * 10 + i128::from(digit - b'0'))
-                } * 10_i128.pow(padding as u32);
+            Some(0) if digits <= DIGITS_I64 => {
+                let number = folded(self.fraction, folded(self.whole, 0_i64));
+                let bytes = if self.negative { -number } else { number }.to_be_bytes();
+                json::base64(out, shortest(&bytes));
+            }
+            Some(padding) if digits + padding <= DIGITS_I128 => {
+                let number = folded(self.fraction, folded(self.whole, 0_i128)) * 10_i128.pow(padding as u32);
                 let bytes = if self.negative { -number } else { number }.to_be_bytes();
                 json::base64(out, shortest(&bytes));
             }
@@ -149,9 +152,16 @@ impl<'a> Digits<'a> {
     }
 }
 
+/// `number` with digits put behind it.
+fn folded<Number>(digits: &[u8], number: Number) -> Number
+where
+    Number: From<i8> + Mul<Output = Number> + Add<Output = Number>,
+{
+    digits.iter().fold(number, |number, digit| number * 10.into() + ((digit - b'0') as i8).into())
+}
+
 /// Drops leading bytes that only repeat the sign.
-fn shortest(bytes: &[u8; 16]) -> &[u8] {
-    let mut bytes = &bytes[..];
+fn shortest(mut bytes: &[u8]) -> &[u8] {
     while let [first, rest @ ..] = bytes
         && let Some(second) = rest.first()
         && (*first == 0 && *second < 0x80 || *first == 0xff && *second >= 0x80)

@@ -199,8 +199,8 @@ impl Day {
     /// Reads `YYYY-MM-DD`, with up to seven digits of a year.
     fn read(text: &[u8]) -> Option<(Self, &[u8])> {
         let (year, rest) = digits(text, 4, 7)?;
-        let (month, rest) = digits(rest.strip_prefix(b"-")?, 2, 2)?;
-        let (day, rest) = digits(rest.strip_prefix(b"-")?, 2, 2)?;
+        let (month, rest) = two_digits(rest.strip_prefix(b"-")?)?;
+        let (day, rest) = two_digits(rest.strip_prefix(b"-")?)?;
         let real = year > 0 && (1..=12).contains(&month) && (1..=31).contains(&day);
         real.then_some((Self { year, month, day }, rest))
     }
@@ -226,7 +226,7 @@ impl Day {
 
 /// Reads `HH:MM:SS` and up to six digits of a fraction, in microseconds.
 fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
-    let (hours, rest) = digits(text, 2, 2)?;
+    let (hours, rest) = two_digits(text)?;
     let (minutes, rest) = minutes_and_seconds(rest)?;
     let micros = hours * 3_600_000_000 + minutes;
     (micros <= DAY_MICROS).then_some((micros, rest))
@@ -234,8 +234,8 @@ fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
 
 /// Reads `:MM:SS` and up to six digits of a fraction, in microseconds.
 fn minutes_and_seconds(text: &[u8]) -> Option<(i64, &[u8])> {
-    let (minutes, rest) = digits(text.strip_prefix(b":")?, 2, 2)?;
-    let (seconds, rest) = digits(rest.strip_prefix(b":")?, 2, 2)?;
+    let (minutes, rest) = two_digits(text.strip_prefix(b":")?)?;
+    let (seconds, rest) = two_digits(rest.strip_prefix(b":")?)?;
     if minutes > 59 || seconds > 60 {
         return None;
     }
@@ -256,10 +256,10 @@ fn offset_micros(text: &[u8]) -> Option<i64> {
         b'-' => -1,
         _ => return None,
     };
-    let (mut seconds, mut rest) = digits(&text[1..], 2, 2).map(|(hours, rest)| (hours * 3600, rest))?;
+    let (mut seconds, mut rest) = two_digits(&text[1..]).map(|(hours, rest)| (hours * 3600, rest))?;
     for unit in [60, 1] {
         if let Some(more) = rest.strip_prefix(b":") {
-            let (count, after) = digits(more, 2, 2)?;
+            let (count, after) = two_digits(more)?;
             seconds += count * unit;
             rest = after;
         }
@@ -270,6 +270,16 @@ fn offset_micros(text: &[u8]) -> Option<i64> {
 /// Microseconds in a unit that they are a whole number of.
 fn whole(micros: i64, unit: Unit) -> Option<i64> {
     (micros % unit.micros() == 0).then(|| micros / unit.micros())
+}
+
+/// Reads a number of two digits.
+fn two_digits(text: &[u8]) -> Option<(i64, &[u8])> {
+    match text {
+        [tens @ b'0'..=b'9', ones @ b'0'..=b'9', rest @ ..] => {
+            Some((i64::from(tens - b'0') * 10 + i64::from(ones - b'0'), rest))
+        }
+        _ => None,
+    }
 }
 
 /// Reads a number of at least `min` and at most `max` digits, and no digit may follow.

@@ -11,8 +11,6 @@ use crate::{change::Column, config::Decimal, format::json};
 /// How the values of one column are written.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// Not at all: Debezium leaves the type out.
-    LeftOut,
     Boolean,
     Integer,
     /// As a string: the type's text is what is published.
@@ -67,73 +65,63 @@ pub enum Unfit {
 }
 
 impl Encoding {
-    /// Chooses by the column's type and modifier.
-    pub(super) fn of(column: &Column, mode: Decimal) -> Self {
+    /// Chooses by the column's type and modifier; `None` for a type that Debezium leaves out.
+    pub(super) fn of(column: &Column, mode: Decimal) -> Option<Self> {
         Self::of_type(&column.ty, column.modifier, mode)
     }
 
-    fn of_type(ty: &Type, modifier: i32, mode: Decimal) -> Self {
-        match *ty {
-            Type::BOOL => return Encoding::Boolean,
-            Type::INT2 | Type::INT4 | Type::INT8 | Type::OID => return Encoding::Integer,
-            Type::CHAR | Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME => return Encoding::Text,
-            Type::UUID | Type::XML | Type::JSON | Type::JSONB | Type::TS_VECTOR => return Encoding::Text,
-            Type::INET | Type::CIDR | Type::MACADDR | Type::MACADDR8 => return Encoding::Text,
-            Type::INT4_RANGE | Type::INT8_RANGE | Type::NUM_RANGE => return Encoding::Text,
-            Type::TS_RANGE | Type::TSTZ_RANGE | Type::DATE_RANGE => return Encoding::Text,
-            Type::FLOAT4 => return Encoding::Real,
-            Type::FLOAT8 => return Encoding::Double,
-            Type::NUMERIC => {
-                return match (mode, numeric_scale(modifier)) {
-                    (Decimal::Precise, Some(scale)) => Encoding::Fixed { scale },
-                    (Decimal::Precise, None) => Encoding::Variable,
-                    (Decimal::Double, _) => Encoding::NumericDouble,
-                    (Decimal::String, _) => Encoding::NumericString,
-                };
-            }
-            Type::MONEY => {
-                return match mode {
-                    Decimal::Precise => Encoding::MoneyFixed,
-                    Decimal::Double => Encoding::MoneyDouble,
-                    Decimal::String => Encoding::MoneyString,
-                };
-            }
-            Type::BYTEA => return Encoding::Bytes,
-            Type::DATE => return Encoding::Date,
-            Type::TIME => return Encoding::Time(Unit::of(modifier)),
-            Type::TIMETZ => return Encoding::TimeWithZone,
-            Type::TIMESTAMP => return Encoding::Timestamp(Unit::of(modifier)),
-            Type::TIMESTAMPTZ => {
-                return Encoding::TimestampWithZone { digits: u8::try_from(modifier).unwrap_or(6).min(6) };
-            }
-            Type::INTERVAL => return Encoding::Interval,
-            Type::BIT if modifier == 1 => return Encoding::Bit,
-            Type::BIT | Type::VARBIT => return Encoding::Bits,
-            Type::POINT => return Encoding::Point,
-            _ => {}
-        }
-        match ty.kind() {
-            Kind::Enum(_) => Encoding::Text,
-            Kind::Domain(base) => Self::of_type(base, modifier, mode),
-            Kind::Array(element) => Self::of_array(element, modifier, mode),
-            Kind::Simple => match ty.name() {
-                "citext" | "ltree" | "isbn" => Encoding::Text,
-                "hstore" => Encoding::Hstore,
-                _ => Encoding::LeftOut,
+    fn of_type(ty: &Type, modifier: i32, mode: Decimal) -> Option<Self> {
+        Some(match *ty {
+            Type::BOOL => Encoding::Boolean,
+            Type::INT2 | Type::INT4 | Type::INT8 | Type::OID => Encoding::Integer,
+            Type::CHAR | Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME => Encoding::Text,
+            Type::UUID | Type::XML | Type::JSON | Type::JSONB | Type::TS_VECTOR => Encoding::Text,
+            Type::INET | Type::CIDR | Type::MACADDR | Type::MACADDR8 => Encoding::Text,
+            Type::INT4_RANGE | Type::INT8_RANGE | Type::NUM_RANGE => Encoding::Text,
+            Type::TS_RANGE | Type::TSTZ_RANGE | Type::DATE_RANGE => Encoding::Text,
+            Type::FLOAT4 => Encoding::Real,
+            Type::FLOAT8 => Encoding::Double,
+            Type::NUMERIC => match (mode, numeric_scale(modifier)) {
+                (Decimal::Precise, Some(scale)) => Encoding::Fixed { scale },
+                (Decimal::Precise, None) => Encoding::Variable,
+                (Decimal::Double, _) => Encoding::NumericDouble,
+                (Decimal::String, _) => Encoding::NumericString,
             },
-            _ => Encoding::LeftOut,
-        }
+            Type::MONEY => match mode {
+                Decimal::Precise => Encoding::MoneyFixed,
+                Decimal::Double => Encoding::MoneyDouble,
+                Decimal::String => Encoding::MoneyString,
+            },
+            Type::BYTEA => Encoding::Bytes,
+            Type::DATE => Encoding::Date,
+            Type::TIME => Encoding::Time(Unit::of(modifier)),
+            Type::TIMETZ => Encoding::TimeWithZone,
+            Type::TIMESTAMP => Encoding::Timestamp(Unit::of(modifier)),
+            Type::TIMESTAMPTZ => Encoding::TimestampWithZone { digits: u8::try_from(modifier).unwrap_or(6).min(6) },
+            Type::INTERVAL => Encoding::Interval,
+            Type::BIT if modifier == 1 => Encoding::Bit,
+            Type::BIT | Type::VARBIT => Encoding::Bits,
+            Type::POINT => Encoding::Point,
+            _ => match ty.kind() {
+                Kind::Enum(_) => Encoding::Text,
+                Kind::Domain(base) => return Self::of_type(base, modifier, mode),
+                Kind::Array(element) => return Self::of_array(element, modifier, mode),
+                Kind::Simple => match ty.name() {
+                    "citext" | "ltree" | "isbn" => Encoding::Text,
+                    "hstore" => Encoding::Hstore,
+                    _ => return None,
+                },
+                _ => return None,
+            },
+        })
     }
 
-    fn of_array(element: &Type, modifier: i32, mode: Decimal) -> Self {
+    fn of_array(element: &Type, modifier: i32, mode: Decimal) -> Option<Self> {
         // Debezium publishes these alone, and leaves their arrays out.
         let alone = matches!(*element, Type::MONEY | Type::INTERVAL | Type::POINT | Type::NAME)
             || matches!(element.kind(), Kind::Domain(_) | Kind::Array(_));
-        match Self::of_type(element, modifier, mode) {
-            _ if alone => Encoding::LeftOut,
-            Encoding::LeftOut => Encoding::LeftOut,
-            encoding => Encoding::Array(Box::new(encoding)),
-        }
+        let encoding = Self::of_type(element, modifier, mode).filter(|_| !alone)?;
+        Some(Encoding::Array(Box::new(encoding)))
     }
 
     /// Appends the JSON of a value that is not null; what was appended is meaningless after an error.
@@ -162,8 +150,6 @@ impl Encoding {
             Encoding::Point => point(text, out),
             Encoding::Hstore => return hstore(text, out),
             Encoding::Array(element) => return array(element, text, out),
-            // Never asked for; null is what such a column would hold.
-            Encoding::LeftOut => Some(out.extend_from_slice(b"null")),
         };
         known.ok_or(Unfit::Malformed)
     }
@@ -372,7 +358,7 @@ fn array(element: &Encoding, text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit
                 element.write(quoted, out)?;
                 (rest, due) = (after, false);
             }
-            b',' | b'}' => return Err(Unfit::Malformed),
+            b'{' | b'}' | b',' | b'"' => return Err(Unfit::Malformed),
             _ if due && depth > 0 => {
                 let end = rest.iter().position(|b| matches!(b, b',' | b'}')).ok_or(Unfit::Malformed)?;
                 // With the byte that was split off above.

@@ -1,0 +1,123 @@
+//! Config -> attempts: both ends connected and the loop run, again and again until it ends for good.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use crate::{
+    change::Micros,
+    config::Config,
+    exit::Exit,
+    format::debezium::Encoder,
+    kafka::producer::KafkaSink,
+    ledger::Ledger,
+    pipeline::{Error, Pipeline},
+    postgres::{self, Lag, assemble::Assembler, stream::PostgresSource, tables::Patterns},
+    source::SourceError,
+    supervisor::{self, Attempt},
+    telemetry::{Metrics, State},
+    transaction::Spill,
+};
+
+/// How often the server is asked how far the slot is behind.
+const LAG_INTERVAL: Duration = Duration::from_secs(10);
+/// Parts of `limits.memory`: one for changes that are being assembled, one for records in flight. What is left is for the
+/// buffers between them.
+const MEMORY_PARTS: u64 = 3;
+
+/// Publishes until `shutdown` or a lasting fault.
+pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationToken) -> Exit {
+    // Nothing is begun with a config that an attempt would stumble over.
+    let compiled = encoder(config, "").and_then(|_| patterns(config));
+    if let Err(why) = compiled {
+        error!("failed to {why}");
+        return Exit::Config;
+    }
+    info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = "at_least_once", "starting");
+    let attempt = || attempt(config, metrics, &shutdown);
+    supervisor::run(attempt, shutdown.cancelled(), fastrand::u64(..), metrics).await
+}
+
+async fn attempt(config: &Config, metrics: &Metrics, shutdown: &CancellationToken) -> Attempt {
+    metrics.set_state(State::Starting);
+    let connected = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return Attempt { result: Ok(()), progressed: false },
+        connected = connect(config, metrics) => connected,
+    };
+    let (mut pipeline, lag) = match connected {
+        Ok(connected) => connected,
+        Err(error) => return Attempt { result: Err(error), progressed: false },
+    };
+    // Ends with the attempt: a set aborts what is in it when it is dropped.
+    let mut beside = JoinSet::new();
+    beside.spawn(watch(lag, metrics.clone()));
+    let began = pipeline.ledger.confirmed();
+    metrics.set_state(State::Streaming);
+    let result = pipeline.run(shutdown.cancelled()).await;
+    let confirmed = pipeline.ledger.confirmed();
+    if result.is_ok() {
+        info!(%confirmed, "everything that was read is published");
+    }
+    pipeline.close().await;
+    Attempt { result, progressed: confirmed > began }
+}
+
+type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;
+
+/// Takes the slot, then starts the producer.
+async fn connect<'a>(config: &Config, metrics: &'a Metrics) -> Result<(Connected<'a>, Lag), Error> {
+    let (session, prepared) = postgres::connect(config, || metrics.set_state(State::WaitingForSlot)).await?;
+    let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
+    let spill =
+        Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
+    let refused = |why: String| SourceError::Refused(why.into());
+    let patterns = patterns(config).map_err(refused)?;
+    let wanted = Box::new(move |schema: &str, table: &str, ancestors: &[(String, String)]| {
+        patterns.want(schema, table, ancestors)
+    });
+    let source = PostgresSource::new(session, Assembler::new(wanted, spill), prepared.confirmed, now);
+    let pipeline = Pipeline {
+        source,
+        sink: KafkaSink::connect(&config.sink.kafka, &config.name, memory as usize)?,
+        encoder: encoder(config, &prepared.database).map_err(refused)?,
+        ledger: Ledger::new(prepared.confirmed),
+        in_flight_bytes_max: memory,
+        clock: now,
+        metrics,
+    };
+    Ok((pipeline, prepared.lag))
+}
+
+fn encoder(config: &Config, database: &str) -> Result<Encoder, String> {
+    Encoder::new(&config.name, database, config.changes()).map_err(|error| error.to_string())
+}
+
+fn patterns(config: &Config) -> Result<Patterns, String> {
+    Patterns::compile(config.changes()).map_err(|error| error.to_string())
+}
+
+/// Shows how far the slot is behind, until the session is over.
+async fn watch(lag: Lag, metrics: Metrics) {
+    let mut ticks = tokio::time::interval(LAG_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match lag.ask().await {
+            Ok(Some(lagging)) => {
+                metrics.server_lsn.set(lagging.current.0);
+                metrics.lag_bytes.set(lagging.current.bytes_since(lagging.confirmed));
+                metrics.slot_retained_bytes.set(lagging.retained_bytes);
+            }
+            Ok(None) => return,
+            // The loop meets the same fault on its own session; here it costs only a number.
+            Err(error) => debug!(%error, "the lag is not known"),
+        }
+    }
+}
+
+fn now() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
+}
