@@ -41,11 +41,10 @@ pub async fn serve(listener: TcpListener, metrics: Metrics) {
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .with_state(metrics);
-    // An error of one connection ends that connection alone, and accepting goes on: this never returns.
-    axum::serve(Bounded::new(listener), router).await.unwrap_or_else(|never| match never {
-        #[allow(unreachable_patterns)]
-        error => tracing::error!(%error, "the admin listener ended"),
-    });
+    // An error of one connection ends that connection alone, and accepting goes on.
+    if let Err(error) = axum::serve(Bounded::new(listener), router).await {
+        tracing::error!(%error, "the admin listener ended");
+    }
 }
 
 async fn livez() -> &'static str {

@@ -98,11 +98,13 @@ impl Arguments {
     }
 }
 
+// Paragraphs are single lines, which clap breaks where the terminal ends; what must stay as it is keeps within 80.
+
 const ABOUT: &str = "\
-Offshoot reads the committed changes of a Postgres database from its write-ahead log (logical replication, pgoutput)
+Offshoot reads the committed changes of a Postgres database from its write-ahead log (logical replication, pgoutput) \
 and publishes them to Kafka, per key in commit order, in Debezium's envelope.
 
-Postgres forgets its log only up to what Kafka has acknowledged: nothing committed is lost. A crash repeats whole
+Postgres forgets its log only up to what Kafka has acknowledged: nothing committed is lost. A crash repeats whole \
 transactions; a consumer drops repeats by `source.sequence`.";
 
 const EXAMPLE: &str = "\
@@ -110,7 +112,7 @@ A config, shop.yaml:
 
   name: shop
   source:
-    postgres: ${SHOP_URL}              # or file:/run/secrets/shop-url
+    postgres: ${SHOP_URL}            # or file:/run/secrets/shop-url
   sink:
     kafka:
       brokers: kafka-1:9092,kafka-2:9092
@@ -121,19 +123,19 @@ A config, shop.yaml:
 The way to a running pipeline:
 
   export SHOP_URL='postgres://cdc:secret@db.internal/shop?sslmode=verify-full'
-  offshoot check -c shop.yaml          what is missing, and the SQL that mends it
-  offshoot run -c shop.yaml            makes slot and publication, publishes to shop.<schema>.<table>
-  offshoot drop -c shop.yaml           when it is no longer wanted: a forgotten slot fills the database's disk
+  offshoot check -c shop.yaml    # what is missing, and the SQL that mends it
+  offshoot run -c shop.yaml      # publishes to shop.<schema>.<table>
+  offshoot drop -c shop.yaml     # at its end: a forgotten slot fills the disk
 
 `offshoot help run`, `check` and `drop` say more.";
 
 const RUN: &str = "\
-Makes the replication slot and the publication when they are absent, and publishes every change that is committed from
-then on, until SIGTERM or SIGINT: then what is in flight is delivered and confirmed, and the exit code is 0. A second
-signal ends it at once.
+Makes the replication slot and the publication when they are absent, and publishes every change that is committed from \
+then on, until SIGTERM or SIGINT: then what is in flight is delivered and confirmed, and the exit code is 0. A second \
+signal ends it at once, with 1.
 
-Servers that cannot be reached are tried again for ever, with growing pauses. What trying again cannot mend ends it with
-one of the codes below, and the log says how to mend it. While another instance reads from the slot, this one waits.
+Servers that cannot be reached are tried again for ever, with growing pauses. What trying again cannot mend ends it \
+with one of the codes below, and the log says how to mend it. While another instance reads from the slot, this one waits.
 
 /livez, /readyz and /metrics answer on `admin.listen`, 127.0.0.1:8642 unless the config says otherwise.
 
@@ -141,18 +143,42 @@ Example:
   offshoot run -c shop.yaml --log-format json";
 
 const CHECK: &str = "\
-Connects to both servers, changes nothing, and prints what is there (✓), what somebody should know (!) and what would keep
-`run` from working (✗), each with the SQL or the setting that mends it. Answers within ten seconds. The exit code is 0 when there is
-no ✗, else 3 when the first one is the source's and 4 when it is the sink's.
+Connects to both servers, changes nothing, and prints what is there (✓), what somebody should know (!) and what would \
+keep `run` from working (✗), each with the SQL or the setting that mends it. Answers within ten seconds. The exit code \
+is 0 when there is no ✗, else 3 when the source has one and 4 when only the sink has.
 
 Example:
   offshoot check -c shop.yaml --json | jq '.[] | select(.level == \"cross\")'";
 
 const DROP: &str = "\
-Drops the replication slot and the publications that `run` made, after saying which and asking. Topics and their records
-stay. What was committed after the last confirmed position is then never published: a later `run` begins at its own start.
+Drops the replication slot and the publications that `run` made, after saying which and asking. Topics and their \
+records stay. What is committed from then on is never published: a later `run` begins with a new slot, at its own start.
 
 A slot that nobody reads keeps the write-ahead log for ever and fills the database's disk: drop it when a pipeline retires.
 
 Example:
   offshoot drop -c shop.yaml --yes";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_config_that_help_shows_loads() {
+        let text = EXAMPLE.split("shop.yaml:\n").nth(1).unwrap().split("The way").next().unwrap();
+        crate::config::Config::parse(text, "help", &|_| Some("postgres://cdc@db/shop".into())).unwrap();
+    }
+
+    #[test]
+    fn what_must_stay_as_it_is_keeps_within_80_columns() {
+        let kept = EXAMPLE.lines().filter(|line| line.starts_with("  "));
+        assert_eq!(kept.filter(|line| line.chars().count() > 79).collect::<Vec<_>>(), [""; 0]);
+    }
+}

@@ -31,7 +31,8 @@ fn main() -> ExitCode {
 async fn perform(command: &Command, config: &Config) -> Exit {
     match command {
         Command::Run(_) => cli::run::run(config).await,
-        Command::Check(_) | Command::Drop(_) => Exit::Unexpected,
+        Command::Check(arguments) => cli::check::check(config, arguments.json).await,
+        Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
     }
 }
 

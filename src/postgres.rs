@@ -19,7 +19,7 @@ mod inspect;
 pub(crate) mod compose;
 
 pub use catalog::{Lag, Lagging};
-pub use inspect::{Finding, Inspection, Level, inspect};
+pub use inspect::{Inspection, inspect};
 pub use session::Session;
 pub use slot::Dropped;
 pub use wire::{TableFacts, TableKind, TypeFact, Wire};

@@ -1,11 +1,12 @@
 //! What is to be dropped -> the answer of whoever sits at the terminal.
 
-use std::{
-    error::Error,
-    io::{self, BufRead, IsTerminal, Write},
-};
+use std::io::{self, BufRead, IsTerminal, Write};
 
-use crate::exit::Exit;
+use crate::{
+    config::Config,
+    exit::Exit,
+    postgres::{self, Dropped},
+};
 
 /// May it be dropped?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +42,10 @@ impl Consent {
 }
 
 /// Says what will be dropped, asks unless `yes`, and drops it.
-pub async fn drop<D, E>(things: &[String], yes: bool, drop_all: D) -> Exit
-where
-    D: AsyncFnOnce() -> Result<(), E>,
-    E: Error,
-{
+pub async fn drop(config: &Config, yes: bool) -> Exit {
     let stdin = io::stdin();
     let consent = Consent::new(yes, stdin.is_terminal());
-    match ask(things, consent, &mut stdin.lock(), &mut anstream::stderr()) {
+    match ask(&things(config), consent, &mut stdin.lock(), &mut anstream::stderr()) {
         Ok(Answer::Yes) => {}
         Ok(Answer::No) => {
             anstream::eprintln!("nothing was dropped");
@@ -63,16 +60,34 @@ where
             return Exit::Unexpected;
         }
     }
-    match drop_all().await {
-        Ok(()) => {
-            anstream::eprintln!("dropped");
+    match postgres::drop_all(config).await {
+        Ok(dropped) => {
+            anstream::eprint!("{}", report(&dropped));
             Exit::Clean
         }
         Err(error) => {
-            anstream::eprintln!("failed to drop: {error}");
+            anstream::eprintln!("failed to {error}");
             Exit::Source
         }
     }
+}
+
+/// What there may be, by its names.
+fn things(config: &Config) -> [String; 2] {
+    let publication = config.publication();
+    [
+        format!("the replication slot {}", config.slot()),
+        format!("the publications {publication} and {publication}_inserts, where offshoot made them"),
+    ]
+}
+
+/// What has become of them.
+fn report(dropped: &Dropped) -> String {
+    let gone = dropped.slot.iter().map(|name| format!("dropped slot {name}\n"));
+    let gone = gone.chain(dropped.publications.iter().map(|name| format!("dropped publication {name}\n")));
+    let left = dropped.left.iter().map(|name| format!("left publication {name}: offshoot did not make it\n"));
+    let text: String = gone.chain(left).collect();
+    if text.is_empty() { "nothing was there\n".into() } else { text }
 }
 
 /// Says what will be dropped, then asks where it must.
@@ -111,6 +126,21 @@ mod tests {
     fn says_first_what_it_will_drop() {
         let (_, said) = asked(Consent::Given, "");
         assert_eq!(said, "This drops, for good:\n  slot offshoot_shop\n  publication offshoot_shop\n");
+    }
+
+    #[test]
+    fn tells_what_has_become_of_each() {
+        assert_eq!(report(&Dropped::default()), "nothing was there\n");
+        let dropped = Dropped {
+            slot: Some("offshoot_shop".into()),
+            publications: vec!["offshoot_shop".into()],
+            left: vec!["offshoot_shop_inserts".into()],
+        };
+        assert_eq!(
+            report(&dropped),
+            "dropped slot offshoot_shop\ndropped publication offshoot_shop\n\
+             left publication offshoot_shop_inserts: offshoot did not make it\n"
+        );
     }
 
     #[test]

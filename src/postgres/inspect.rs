@@ -1,36 +1,16 @@
 //! Config and server -> findings: what is there, what is missing, and what mends it. IO.
 
-use std::fmt;
-
 use super::{
     Ends,
     catalog::{Control, ServerFacts},
     fault::WAL_LEVEL,
     slot::{Slot, slot_sql},
 };
-use crate::{config::Config, source::SourceError};
-
-/// How a finding is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// It works, and may surprise.
-    Warning,
-    /// It does not work.
-    Cross,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// How it is meant.
-    pub level: Level,
-    /// What was found.
-    pub what: String,
-    /// The SQL or the setting that mends it.
-    pub mend: Option<String>,
-}
+use crate::{
+    config::Config,
+    finding::{Finding, Level},
+    source::SourceError,
+};
 
 /// What `inspect` found.
 #[derive(Clone, Debug, Default)]
@@ -40,29 +20,8 @@ pub struct Inspection {
 }
 
 impl Finding {
-    pub(crate) fn ok(what: String) -> Finding {
-        Finding { level: Level::Ok, what, mend: None }
-    }
-
-    pub(crate) fn warning(what: String, mend: String) -> Finding {
-        Finding { level: Level::Warning, what, mend: Some(mend) }
-    }
-
-    pub(crate) fn cross(what: String, mend: String) -> Finding {
-        Finding { level: Level::Cross, what, mend: Some(mend) }
-    }
-
     fn error(error: SourceError) -> Finding {
         Finding { level: Level::Cross, what: format!("failed to {error}"), mend: None }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.mend {
-            Some(mend) => write!(f, "{}; {mend}", self.what),
-            None => f.write_str(&self.what),
-        }
     }
 }
 

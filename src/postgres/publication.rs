@@ -8,8 +8,8 @@
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use super::{Finding, catalog::CatalogTable, fault::SlotFault};
-use crate::lsn::Lsn;
+use super::{catalog::CatalogTable, fault::SlotFault};
+use crate::{finding::Finding, lsn::Lsn};
 
 /// The comment that tells a publication of ours: it is kept in step with the config, and dropped with the slot.
 pub(crate) const COMMENT: &str = "made by offshoot, and kept in step with its config";
