@@ -70,6 +70,8 @@ pub(crate) enum Fault {
     WriteTimeout { address: String, seconds: u64 },
     #[error("go on with {address}: the control connection is lost ({why})")]
     ControlLost { address: String, why: String },
+    #[error("{doing}: {what}")]
+    Lost { doing: String, what: String },
     #[error("understand {address}: {what}")]
     Protocol { address: String, what: String },
 }
@@ -164,7 +166,7 @@ pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> Sourc
     let passing = closed || error.into_source().is_some_and(|source| source.downcast_ref().is_some_and(is_network));
     let doing = doing(step, who);
     if passing {
-        return Fault::Protocol { address: who.address.clone(), what: format!("{doing}: {text}") }.passing();
+        return Fault::Lost { doing, what: text }.passing();
     }
     let text = if text.contains("password missing") {
         "the server asks for a password, and source.postgres has none".to_owned()
