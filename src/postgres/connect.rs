@@ -174,6 +174,10 @@ async fn start_tls(mut tcp: TcpStream, tls: &Tls, host: &Host) -> Result<Stream,
     };
     match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
         Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
+        Err(source) if tls.direct && source.kind() == io::ErrorKind::UnexpectedEof => {
+            let mend = "sslnegotiation=direct wants PostgreSQL 17 or later";
+            Err(Fault::Tls { address: address(), source, mend }.passing())
+        }
         Err(source) if is_network(&source) => Err(Fault::Unreachable { address: address(), source }.passing()),
         Err(source) => {
             let mend = match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {

@@ -70,6 +70,8 @@ pub(crate) enum Fault {
     WriteTimeout { address: String, seconds: u64 },
     #[error("go on with {address}: the control connection is lost ({why})")]
     ControlLost { address: String, why: String },
+    #[error("{doing}: {what}")]
+    Lost { doing: String, what: String },
     #[error("understand {address}: {what}")]
     Protocol { address: String, what: String },
 }
@@ -94,7 +96,7 @@ impl Said {
             match field.type_() {
                 b'C' => said.code = text(&field),
                 b'M' => said.message = text(&field),
-                b'D' => said.detail = Some(text(&field)),
+                b'D' => said.detail = Some(fragment(&text(&field))),
                 _ => {}
             }
         }
@@ -144,9 +146,14 @@ impl From<&DbError> for Said {
         Said {
             code: error.code().code().to_owned(),
             message: error.message().to_owned(),
-            detail: error.detail().map(str::to_owned),
+            detail: error.detail().map(fragment),
         }
     }
+}
+
+/// A detail is a sentence; what follows it here is not.
+fn fragment(sentence: &str) -> String {
+    sentence.trim_end_matches('.').to_owned()
 }
 
 /// Sorts what tokio-postgres reports.
@@ -159,7 +166,7 @@ pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> Sourc
     let passing = closed || error.into_source().is_some_and(|source| source.downcast_ref().is_some_and(is_network));
     let doing = doing(step, who);
     if passing {
-        return Fault::Protocol { address: who.address.clone(), what: format!("{doing}: {text}") }.passing();
+        return Fault::Lost { doing, what: text }.passing();
     }
     let text = if text.contains("password missing") {
         "the server asks for a password, and source.postgres has none".to_owned()
@@ -175,7 +182,7 @@ pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> Sourc
 
 /// Whether the network broke, and not what was said over it.
 pub(crate) fn is_network(error: &io::Error) -> bool {
-    !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other)
+    !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
 }
 
 /// The error's text and those of its causes.
@@ -253,6 +260,9 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
         ("3D000", _) => format!("check the database in source.postgres, or CREATE DATABASE \"{database}\""),
         ("42501", Step::LogIn) => format!("GRANT CONNECT ON DATABASE \"{database}\" TO \"{user}\""),
         ("42501", Step::LogInToReplicate | Step::Stream) => format!("ALTER ROLE \"{user}\" REPLICATION"),
+        ("42501", Step::Prepare) if said.message.contains("replication") => {
+            format!("ALTER ROLE \"{user}\" REPLICATION")
+        }
         ("53300", Step::LogInToReplicate) => "raise max_wal_senders, or end another replication session".into(),
         ("53300", _) => "raise max_connections, or end other sessions".into(),
         ("53400", _) => "raise max_replication_slots and restart the server, or drop a slot that is not used".into(),
@@ -272,3 +282,67 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
 
 /// How `wal_level` is mended.
 pub(crate) const WAL_LEVEL: &str = "ALTER SYSTEM SET wal_level = logical, and restart the server";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(code: &str, message: &str, step: Step) -> SourceError {
+        let who = Who {
+            address: "db:5432".into(),
+            user: "cdc".into(),
+            database: "shop".into(),
+            slot: "offshoot_shop".into(),
+        };
+        Said { code: code.into(), message: message.into(), detail: None }.sort(step, &who)
+    }
+
+    #[test]
+    fn a_server_that_goes_away_passes() {
+        for (code, step) in [
+            ("57P01", Step::Stream),
+            ("57P03", Step::LogIn),
+            ("53300", Step::LogInToReplicate),
+            ("55006", Step::Stream),
+            ("55P03", Step::Prepare),
+            ("42710", Step::Prepare),
+            ("40001", Step::Ask),
+            ("XX000", Step::Stream),
+        ] {
+            assert!(matches!(sorted(code, "m", step), SourceError::Passing(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_how_it_is_mended() {
+        for (code, message, step, mend) in [
+            ("28P01", "password authentication failed", Step::LogIn, "check user and password in source.postgres"),
+            ("28000", "no pg_hba.conf entry for host", Step::LogIn, "`hostssl shop cdc ADDRESS scram-sha-256`"),
+            ("28000", "role \"cdc\" does not exist", Step::LogIn, "CREATE ROLE \"cdc\" LOGIN REPLICATION"),
+            ("3D000", "database \"shop\" does not exist", Step::LogIn, "CREATE DATABASE \"shop\""),
+            ("42501", "must be superuser", Step::LogInToReplicate, "ALTER ROLE \"cdc\" REPLICATION"),
+            ("55000", "logical decoding requires wal_level >= logical", Step::Prepare, "SET wal_level = logical"),
+            ("53400", "all replication slots are in use", Step::Prepare, "max_replication_slots"),
+        ] {
+            let error = sorted(code, message, step);
+            let passing = code == "53400";
+            assert_eq!(matches!(error, SourceError::Passing(_)), passing, "{code}");
+            let text = error.to_string();
+            assert!(text.contains(mend) && text.contains(message) && text.contains(code), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_slot_that_cannot_go_on_is_lost() {
+        for (code, message) in [
+            ("42704", "replication slot \"offshoot_shop\" does not exist"),
+            ("58P01", "requested WAL segment 0001 has already been removed"),
+            ("55000", "cannot read from logical replication slot \"offshoot_shop\""),
+            ("55000", "can no longer get changes from replication slot \"offshoot_shop\""),
+        ] {
+            assert!(matches!(sorted(code, message, Step::Stream), SourceError::SlotLost(_)), "{message}");
+        }
+        let gone = sorted("42704", "publication \"p\" does not exist", Step::Stream);
+        assert!(matches!(gone, SourceError::Refused(_)));
+    }
+}

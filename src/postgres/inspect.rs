@@ -49,7 +49,8 @@ pub async fn inspect(config: &Config) -> Result<Inspection, SourceError> {
     }
     let slot = control.slot(&config.slot()).await?;
     look_at_slot(&config.slot(), slot.as_ref(), &server, config.source.create, &mut findings);
-    match control.plan(config, server.version_num, slot.as_ref()).await {
+    let ours = slot.filter(|slot| slot.check(&config.slot(), &server.database).is_ok());
+    match control.plan(config, server.version_num, ours.as_ref()).await {
         Ok(plan) => {
             let names = plan.names.join(", ");
             match plan.statements.as_slice() {

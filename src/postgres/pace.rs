@@ -1,16 +1,14 @@
 //! Reads and segments counted -> how much to read at once, and when to wait a little. Pure.
 //!
 //! The walsender sends every message by itself. Read as fast as it writes and each row travels in segments of its own,
-//! at half the rate; wait a little between bounded reads and it fills them. Which bound keeps it there has to be found
-//! while reading: `docs` and measurements in the design ("The socket decides").
+//! at half the rate; wait a little between bounded reads and it fills them. Which bound keeps it there is found while
+//! reading, from the size of the segments: a fixed one fell into the slow mode at times.
 
 use std::time::Duration;
 
 /// How long to wait between two reads while data keeps coming.
 pub(crate) const PAUSE: Duration = Duration::from_micros(500);
-/// A read that came sooner than this after it was asked for did not wait for the database, only for the socket.
-pub(crate) const PROMPT: Duration = Duration::from_micros(200);
-/// So many prompt reads in a row are a backlog; fewer may be one commit, and are not made to wait.
+/// So many reads in a row that did not wait longer than a pause are a backlog; fewer may be one commit, and are not made to wait.
 const READS_BEFORE_PAUSE: u32 = 8;
 const READ_BYTES_FIRST: usize = 16 << 10;
 const READ_BYTES_MIN: usize = 8 << 10;
@@ -55,9 +53,9 @@ impl Pace {
         self.prompt_reads >= READS_BEFORE_PAUSE
     }
 
-    /// Notes a read; true asks for `judge`.
+    /// Notes a read that had to wait for the server; true asks for `judge`.
     pub(crate) fn read(&mut self, bytes: usize, waited: Duration) -> bool {
-        self.prompt_reads = if waited < PROMPT { self.prompt_reads.saturating_add(1) } else { 0 };
+        self.prompt_reads = if waited < PAUSE { self.prompt_reads.saturating_add(1) } else { 0 };
         self.since_judged += bytes as u64;
         self.since_judged >= JUDGE_BYTES
     }
@@ -66,6 +64,11 @@ impl Pace {
     pub(crate) fn judge(&mut self, now: Received) {
         let segments = u64::from(now.segments.wrapping_sub(self.judged.segments));
         let bytes = now.bytes.wrapping_sub(self.judged.bytes);
+        if bytes < JUDGE_BYTES {
+            // What was read had come before: too little is new to be judged.
+            self.since_judged = bytes;
+            return;
+        }
         (self.since_judged, self.judged) = (0, now);
         let Some(average) = bytes.checked_div(segments) else { return };
         // Off the loopback a full segment is 1448 bytes: as large as it gets, not a sign of the slow mode.
@@ -117,7 +120,7 @@ mod tests {
             pace.read(100, Duration::ZERO);
         }
         assert!(pace.pauses());
-        pace.read(100, PROMPT);
+        pace.read(100, PAUSE);
         assert!(!pace.pauses());
     }
 

@@ -163,6 +163,12 @@ impl Plan {
         kept: bool,
     ) -> Result<(), PublicationFault> {
         self.names.push(name.to_owned());
+        for table in keyless {
+            let what =
+                format!("{} has neither a primary key nor full identity: only its inserts are told", table.full_name());
+            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL, or a primary key, tells all", table.full_name());
+            self.findings.push(Finding::warning(what, sql));
+        }
         let Some(there) = there else {
             if let Some((slot, _)) = slot {
                 let (publication, tables) = (name.to_owned(), names(keyless));
@@ -225,7 +231,7 @@ impl Plan {
                  the application's UPDATE and DELETE on it fail",
                 table.full_name()
             );
-            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL", sql_name(&table.schema, &table.name));
+            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL", table.full_name());
             self.findings.push(Finding::cross(what, sql));
         }
     }
@@ -318,7 +324,7 @@ mod tests {
     #[test]
     fn changes_nothing_when_nothing_changed() {
         let plan = planned(&pair(true, &["a"], &["log"]), &[table("a", true), table("log", false)], true).unwrap();
-        assert!(plan.statements.is_empty() && plan.findings.is_empty(), "{plan:?}");
+        assert!(plan.statements.is_empty() && plan.findings.len() == 1, "{plan:?}");
     }
 
     #[test]
