@@ -337,7 +337,8 @@ impl Slot {
         } else {
             return Ok(());
         };
-        Err(SourceError::SlotLost(Box::new(fault)))
+        // Nothing of ours is lost by it: it is a name that is taken.
+        Err(refused(fault))
     }
 }
 

@@ -1,6 +1,9 @@
 //! The integration tests: the program and its modules against real servers. One binary, so that each server starts once.
 
 mod support;
+mod pipe;
 
 mod servers;
 mod project_files;
+mod bad_input;
+mod connections;
