@@ -2,5 +2,9 @@
 
 mod support;
 
+mod layers;
 mod servers;
 mod project_files;
+mod debezium;
+mod golden;
+mod fuzz_corpora;
