@@ -1,5 +1,7 @@
 //! Bytes -> what must hold of every decoder whatever the bytes. The fuzz targets and the corpus test share it.
 
+#![allow(unreachable_pub)]
+
 use std::path::PathBuf;
 
 use offshoot::{

@@ -15,8 +15,8 @@ use serde_json::Value as Json;
 use crate::support::{
     golden::{self, Difference, Record, Scenario, Step},
     kafka,
-    program::{Offshoot, START_MAX},
     postgres::{self, Db, Session, Version},
+    program::{Offshoot, START_MAX},
 };
 
 /// Long enough for a busy machine; nothing waits for it when all is well.
@@ -37,10 +37,93 @@ struct Known {
 
 /// Every known difference. A line that fits nothing any more fails its scenarios, as does a difference that fits no line.
 const KNOWN: &[Known] = &[
+    Known { scenario: "01_*", topic: "*.customers", path: "before.*", ours: "null", why: UNKNOWN },
+    Known { scenario: "03_*", topic: "*.line_item", path: "before.qty", ours: "null", why: UNKNOWN },
+    Known { scenario: "06_*", topic: "*.ints", path: "before.si_nn", ours: "null", why: UNKNOWN },
+    Known { scenario: "07_*", topic: "*.nums", path: "before.req", ours: "null", why: UNKNOWN },
+    Known { scenario: "11_*", topic: "*.bin", path: "before.b_nn", ours: "null", why: UNKNOWN },
+    Known { scenario: "18_*", topic: "*.article", path: "before.tail", ours: "null", why: UNKNOWN },
+    Known { scenario: "19_*", topic: "*.item", path: "before.{grade,weight}", ours: "null", why: UNKNOWN },
+    Known { scenario: "23_*", topic: "*.gen", path: "before.[hw]", ours: "null", why: UNKNOWN },
+    Known { scenario: "19_*", topic: "*.item", path: "after.weight", ours: "null", why: DEFAULT },
+    Known { scenario: "08_*", topic: "*.odd_default", path: "after.[np]", ours: "null", why: DEFAULT },
+    Known {
+        scenario: "04_*",
+        topic: "*.keyed_indexed",
+        path: "(record)",
+        ours: "*",
+        why: "under REPLICA IDENTITY USING INDEX the index is the key, which the log has of every old row; Debezium's primary key is not in it, so that it deletes {\"id\":0}",
+    },
+    Known { scenario: "07_*.precise", topic: "*.nums", path: "after.nneg", ours: "\"*=\"", why: NEGATIVE_SCALE },
+    Known { scenario: "07_*.string", topic: "*.nums", path: "after.nneg", ours: "\"*0\"", why: NEGATIVE_SCALE },
+    Known {
+        scenario: "09_*",
+        topic: "*.floats",
+        path: "after.f24",
+        ours: "1.1754944e-38",
+        why: "the shortest text that reads as the same float, as Postgres prints it; Java's has a digit more than it needs",
+    },
+    Known {
+        scenario: "10_*",
+        topic: "*.texts",
+        path: "after.nm",
+        ours: "\"*\"",
+        why: "a value of type name is published; Debezium streams null",
+    },
+    Known {
+        scenario: "13_*",
+        topic: "*.d_ext",
+        path: "after.v",
+        ours: "*21474836*",
+        why: "infinite dates are the ends of 32 bits; Debezium's are days in the calendar's middle",
+    },
+    Known {
+        scenario: "13_*",
+        topic: "*.ts_ext",
+        path: "after.v",
+        ours: "9224318015999999999",
+        why: "microseconds past 64 bits do not wrap around to negative ones",
+    },
+    Known {
+        scenario: "17_*",
+        topic: "*.arr_a",
+        path: "after.e",
+        ours: "*null*",
+        why: "an array of an enum keeps its NULLs; Debezium's whole array is null",
+    },
+    Known {
+        scenario: "17_*",
+        topic: "*.arr_multi",
+        path: "after.m*",
+        ours: "?*,*?",
+        why: "arrays of arrays nest; Debezium has nulls, or the address of a Java object",
+    },
+    Known {
+        scenario: "18_*",
+        topic: "*.toast_types",
+        path: "after.num",
+        ours: "(absent)",
+        why: "an unchanged TOASTed numeric is left out: null would say that it is NULL",
+    },
+    Known {
+        scenario: "22_*",
+        topic: "*.a_b",
+        path: "(record)",
+        ours: "(absent)",
+        why: "two tables never share a topic: table `a b` is left out here, since its name comes to that of `a_b`",
+    },
 ];
+
+const UNKNOWN: &str =
+    "what the log does not have of an old row is null; Debezium invents the column's default, or zero";
+const DEFAULT: &str = "a NULL is a NULL: the column's default is not put in its place";
+const NEGATIVE_SCALE: &str = "numeric(3,-2) has the scale -2; Debezium takes 2046";
 
 /// The databases of the captures had this name; ours have one each.
 const DATABASE: &str = "golden_db";
+
+/// A statement that the captures' Postgres refused, for a reason that ours does not have.
+const ONLY_THERE_REFUSED: &str = "alter table renamed set schema pg_catalog";
 
 /// Tables that a scenario has to leave out.
 const EXCEPT: &[(&str, &str)] = &[("22_names.default", "public.a b")];
@@ -83,6 +166,9 @@ impl Replay {
         for step in steps {
             before(self, step);
             let Step::Statement { session, sql, fails } = step else { continue };
+            if sql.starts_with(ONLY_THERE_REFUSED) {
+                continue;
+            }
             let session = self.sessions.entry(session.clone()).or_insert_with(|| self.db.connect());
             match (session.try_execute(sql), fails) {
                 (Ok(()), false) | (Err(_), true) => {}
@@ -105,7 +191,8 @@ impl Replay {
     /// What is in Kafka, as the reference has it: by topic, then offset; topics and database under the captures' names.
     fn records(&self) -> Vec<Record> {
         let topics = kafka::shared().topics();
-        let topics: Vec<&str> = topics.keys().filter(|topic| topic.starts_with(&self.prefix)).map(String::as_str).collect();
+        let topics: Vec<&str> =
+            topics.keys().filter(|topic| topic.starts_with(&self.prefix)).map(String::as_str).collect();
         let mut consumed = Vec::new();
         kafka::shared().reader(&topics, DEADLINE).read_to_end(DEADLINE, |record| consumed.push(record));
         consumed.sort_by(|a, b| (&a.topic, a.partition, a.offset).cmp(&(&b.topic, b.partition, b.offset)));
@@ -122,7 +209,9 @@ impl Replay {
                 partition: record.partition,
                 key: record.key_json(),
                 value,
-                headers: headers.map(|(name, value)| (name.clone(), value.as_deref().map_or(Json::Null, text))).collect(),
+                headers: headers
+                    .map(|(name, value)| (name.clone(), value.as_deref().map_or(Json::Null, text)))
+                    .collect(),
             }
         };
         consumed.iter().map(record).collect()
@@ -245,4 +334,17 @@ fn two_tables_that_come_to_one_topic_stop_the_run() {
     let log = offshoot.log().join("\n");
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(log.contains("public.a b") && log.contains("public.a_b"), "{log}");
+}
+
+#[test]
+fn a_slot_that_debezium_left_is_taken_over() {
+    let replay = Replay::new();
+    replay.db.execute("CREATE TABLE moved (id int PRIMARY KEY); CREATE PUBLICATION golden_pub FOR ALL TABLES");
+    replay.db.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", replay.db.name));
+    replay.db.execute("INSERT INTO moved VALUES (1)");
+    let mut offshoot = Offshoot::run(Path::new(env!("CARGO_BIN_EXE_offshoot")), &replay.config("precise", &[]));
+    offshoot.wait_ready(START_MAX);
+    replay.catch_up(&mut offshoot);
+    let keys: Vec<Json> = replay.records().into_iter().map(|record| record.key).collect();
+    assert_eq!(keys, [serde_json::json!({"id": 1})]);
 }

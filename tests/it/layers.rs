@@ -39,7 +39,8 @@ const PURE: &[&str] = &[
     "format.rs",
     "format",
 ];
-const IMPURE: &[&str] = &["tokio", "rdkafka", "tokio_postgres", "std::net", "std::fs", "std::time::Instant", "SystemTime"];
+const IMPURE: &[&str] =
+    &["tokio", "rdkafka", "tokio_postgres", "std::net", "std::fs", "std::time::Instant", "SystemTime"];
 
 fn files(root: &Path) -> Vec<PathBuf> {
     let files = walkdir::WalkDir::new(root).sort_by_file_name().into_iter().map(|entry| entry.unwrap().into_path());
@@ -118,6 +119,9 @@ fn the_middle_of_the_walk_is_pure() {
 fn a_wrong_arrow_would_be_seen() {
     let names = |code: &str| named(code).into_iter().collect::<Vec<_>>().join(" ");
     assert_eq!(names("use crate::kafka::producer;"), "kafka");
-    assert_eq!(names("use crate::{\n    lsn::Lsn,\n    postgres::{frame::{A, B}, wire},\n    kafka,\n};"), "kafka lsn postgres");
+    assert_eq!(
+        names("use crate::{\n    lsn::Lsn,\n    postgres::{frame::{A, B}, wire},\n    kafka,\n};"),
+        "kafka lsn postgres"
+    );
     assert_eq!(names("fn f() { crate::kafka::send() }"), "kafka");
 }

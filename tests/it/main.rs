@@ -6,5 +6,6 @@ mod layers;
 mod servers;
 mod project_files;
 mod debezium;
+mod schema_changes;
 mod golden;
 mod fuzz_corpora;
