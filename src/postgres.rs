@@ -24,13 +24,19 @@ pub use session::Session;
 pub use slot::Dropped;
 pub use wire::{TableFacts, TableKind, TypeFact, Wire};
 
+use std::time::Duration;
+
 use catalog::Control;
-use fault::Sorted;
+use fault::{Fault, Sorted};
 use session::Greeting;
+use tokio::time::timeout;
 use tracing::info;
 use url::Target;
 
 use crate::{config::Config, lsn::Lsn, source::SourceError};
+
+/// What the server may take to begin to stream. It reads nothing before that; what it reads comes after.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What was found and made on the way to a streaming session.
 #[derive(Clone)]
@@ -62,11 +68,15 @@ pub async fn connect(config: &Config, waiting: impl Fn()) -> Result<(Session, Pr
     loop {
         let (publications, confirmed) = control.prepare(config, &waiting).await?;
         let server = control.server().await?;
-        let mut greeting = ends.greeting(&control).await?;
-        let system = greeting.identify().await?;
         let lag = control.lag();
-        let session = match greeting.start(&slot, &publications, control.clone()).await {
-            Ok(session) => session,
+        let mut greeting = ends.greeting(&control).await?;
+        let start = async {
+            let system = greeting.identify().await?;
+            Ok((greeting.start(&slot, &publications, control.clone()).await?, system))
+        };
+        let late = || Fault::StartTimeout { slot: slot.clone(), seconds: START_TIMEOUT.as_secs() }.passing();
+        let (session, system) = match timeout(START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late())) {
+            Ok(started) => started,
             // Another was faster: wait for the slot again.
             Err(SourceError::Passing(error))
                 if error.downcast_ref::<Sorted>().is_some_and(|error| error.said.code == "55006") =>

@@ -116,7 +116,7 @@ impl State {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
-    state: &'static str,
+    state: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -279,7 +279,7 @@ impl Metrics {
         }
         self.up.set(u64::from(state == State::Streaming));
         for each in State::ALL {
-            let label = StateLabel { state: each.as_str() };
+            let label = StateLabel { state: each.as_str().replace(' ', "_") };
             self.states.get_or_create(&label).set(u64::from(each == state));
         }
     }

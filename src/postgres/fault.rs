@@ -66,6 +66,8 @@ pub(crate) enum Fault {
     Broken { doing: &'static str, address: String, source: io::Error },
     #[error("go on reading from {address}: the server ended the stream")]
     Ended { address: String },
+    #[error("start to stream from slot {slot} within {seconds} s")]
+    StartTimeout { slot: String, seconds: u64 },
     #[error("write to {address} within {seconds} s")]
     WriteTimeout { address: String, seconds: u64 },
     #[error("go on with {address}: the control connection is lost ({why})")]
@@ -222,6 +224,11 @@ pub(crate) enum SlotFault {
          start again, and load again what was missed"
     )]
     Invalidated { slot: String, why: String, confirmed: Lsn },
+    #[error(
+        "use slot {slot}: it was there, as the comment of publication {publication} says, and is gone; what was \
+         committed since is told to nobody; clear the rest with `offshoot drop`, start again, and load again what was missed"
+    )]
+    Gone { slot: String, publication: String },
     #[error(
         "use publication {publication}: it is not there, but slot {slot} is, and what was committed after {confirmed} \
          without a publication is told to nobody; drop the slot with `offshoot drop` and start again"

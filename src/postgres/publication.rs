@@ -14,11 +14,19 @@ use crate::{finding::Finding, lsn::Lsn};
 /// The comment that tells a publication of ours: it is kept in step with the config, and dropped with the slot.
 pub(crate) const COMMENT: &str = "made by offshoot, and kept in step with its config";
 
+/// The same comment once the slot has been made. A slot that is gone although this says that it was there is a gap, and
+/// not a first start: also after a fail-over, which takes the comment along and may leave the slot behind.
+pub(crate) fn comment_with_slot(slot: &str) -> String {
+    format!("{COMMENT}; slot {slot} was made")
+}
+
 /// A publication as the catalog has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Publication {
     pub(crate) name: String,
     pub(crate) ours: bool,
+    /// The whole comment.
+    pub(crate) comment: String,
     pub(crate) all_tables: bool,
     pub(crate) schemas: Vec<String>,
     pub(crate) tables: Vec<PublishedTable>,
@@ -88,19 +96,20 @@ pub(crate) fn inserts_name(publication: &str) -> String {
 
 /// How the publications that are there become the ones that are asked for.
 ///
-/// `kept` says whether publications of ours are kept in step; otherwise only what is missing is planned. `slot` is the
-/// slot that is already there, and where it stands.
+/// `kept` says whether publications of ours are kept in step; otherwise only what is missing is planned. `confirmed`
+/// is where the slot stands, if it is there.
 pub(crate) fn plan(
     name: &str,
     there: &Publications,
     wanted: &[&CatalogTable],
-    slot: Option<(&str, Lsn)>,
+    slot: &str,
+    confirmed: Option<Lsn>,
     kept: bool,
 ) -> Result<Plan, PublicationFault> {
     let mut plan = Plan { names: vec![name.to_owned()], ..Plan::default() };
     let inserts_name = inserts_name(name);
     let Some(rows) = &there.rows else {
-        if let Some((slot, confirmed)) = slot {
+        if let Some(confirmed) = confirmed {
             return Err(SlotFault::PublicationGone { publication: name.into(), slot: slot.into(), confirmed }.into());
         }
         let (identified, keyless): (Vec<_>, Vec<_>) = wanted.iter().copied().partition(|table| table.identified);
@@ -108,6 +117,10 @@ pub(crate) fn plan(
         plan.inserts(&inserts_name, there.inserts.as_ref(), &keyless, None, kept)?;
         return Ok(plan);
     };
+    if confirmed.is_none() && rows.comment == comment_with_slot(slot) {
+        return Err(SlotFault::Gone { slot: slot.into(), publication: name.into() }.into());
+    }
+    let slot = confirmed.map(|_| slot);
     plan.look_at(rows, wanted);
     let ours = kept && rows.ours;
     let fixed = rows.all_tables || !rows.schemas.is_empty();
@@ -159,7 +172,7 @@ impl Plan {
         name: &str,
         there: Option<&Publication>,
         keyless: &[&CatalogTable],
-        slot: Option<(&str, Lsn)>,
+        slot: Option<&str>,
         kept: bool,
     ) -> Result<(), PublicationFault> {
         self.names.push(name.to_owned());
@@ -170,7 +183,7 @@ impl Plan {
             self.findings.push(Finding::warning(what, sql));
         }
         let Some(there) = there else {
-            if let Some((slot, _)) = slot {
+            if let Some(slot) = slot {
                 let (publication, tables) = (name.to_owned(), names(keyless));
                 return Err(PublicationFault::NoInserts { publication, tables, slot: slot.into() });
             }
@@ -301,7 +314,7 @@ mod tests {
     }
 
     fn planned(there: &Publications, wanted: &[CatalogTable], slot: bool) -> Result<Plan, PublicationFault> {
-        plan("p", there, &wanted.iter().collect::<Vec<_>>(), slot.then_some(("s", Lsn(1))), true)
+        plan("p", there, &wanted.iter().collect::<Vec<_>>(), "s", slot.then_some(Lsn(1)), true)
     }
 
     #[test]
@@ -377,6 +390,16 @@ mod tests {
     fn a_publication_that_is_gone_is_a_gap() {
         let error = planned(&Publications::default(), &[table("a", true)], true).unwrap_err();
         assert!(matches!(error, PublicationFault::Gone(_)));
+    }
+
+    #[test]
+    fn a_slot_that_was_there_and_is_gone_is_a_gap() {
+        let mut there = pair(true, &["a"], &[]);
+        assert!(planned(&there, &[table("a", true)], false).is_ok());
+        there.rows.as_mut().unwrap().comment = comment_with_slot("s");
+        assert!(planned(&there, &[table("a", true)], true).is_ok());
+        let error = planned(&there, &[table("a", true)], false).unwrap_err();
+        assert!(matches!(error, PublicationFault::Gone(SlotFault::Gone { .. })));
     }
 
     #[test]

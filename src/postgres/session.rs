@@ -310,8 +310,10 @@ pub struct Session {
     last_read: Instant,
     /// Set while a read waits for the server, also over calls that were cancelled.
     waiting_since: Option<Instant>,
-    asked: Option<(u32, JoinHandle<Result<Option<TableFacts>, SourceError>>)>,
+    asked: Option<(u32, JoinHandle<Answer>)>,
 }
+
+type Answer = Result<Option<TableFacts>, SourceError>;
 
 impl Wire for Session {
     async fn readable(&mut self) -> Result<(), SourceError> {

@@ -5,12 +5,15 @@ use std::time::Duration;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_types::PgLsn;
 use tokio::time::sleep;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     catalog::Control,
     fault::{SlotFault, Sorted, Step, WAL_LEVEL, sort},
-    publication::{COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, inserts_name, plan},
+    publication::{
+        COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, comment_with_slot, inserts_name,
+        plan,
+    },
     tables::Patterns,
 };
 use crate::{config::Config, lsn::Lsn, source::SourceError};
@@ -93,9 +96,11 @@ impl Control {
             _ => Vec::new(),
         };
         let operations = ["insert", "update", "delete", "truncate"];
+        let comment = row.get::<_, Option<String>>("comment").unwrap_or_default();
         Ok(Some(Publication {
             name: name.to_owned(),
-            ours: row.get::<_, Option<String>>("comment").as_deref() == Some(COMMENT),
+            ours: comment.starts_with(COMMENT),
+            comment,
             all_tables: row.get("all_tables"),
             schemas: schemas.iter().map(|row| row.get(0)).collect(),
             tables: tables
@@ -140,12 +145,31 @@ impl Control {
         for table in &plan.joining {
             info!(%table, "a table joins the publication; what it holds already is not told");
         }
-        if slot.is_some() {
+        let confirmed = match slot {
             // It was free a moment ago, and may have moved until then.
-            let confirmed = self.slot(&name).await?.map_or(Lsn::INVALID, |slot| slot.confirmed);
-            return Ok((plan.names, confirmed));
+            Some(_) => self.slot(&name).await?.map_or(Lsn::INVALID, |slot| slot.confirmed),
+            None => self.create_slot(&name, &sql).await?,
+        };
+        self.remember_slot(config, server.version_num).await?;
+        Ok((plan.names, confirmed))
+    }
+
+    /// Writes into the comment of a publication of ours that the slot has been made.
+    async fn remember_slot(&self, config: &Config, version_num: i32) -> Result<(), SourceError> {
+        let comment = comment_with_slot(&config.slot());
+        match self.publication(&config.publication(), version_num).await? {
+            Some(rows) if rows.ours && rows.comment != comment && config.source.create => {
+                let (name, comment) = (escape_identifier(&rows.name), escape_literal(&comment));
+                let sql = format!("COMMENT ON PUBLICATION {name} IS {}", comment.trim());
+                match self.execute(&sql, Step::Prepare).await {
+                    // One who had the right made it from our SQL: a lost slot will not be told from a first start.
+                    Err(SourceError::Refused(why)) => debug!(%why, "the publication does not remember the slot"),
+                    done => return done,
+                }
+                Ok(())
+            }
+            _ => Ok(()),
         }
-        Ok((plan.names, self.create_slot(&name, &sql).await?))
     }
 
     /// What has to be done to the publications.
@@ -165,11 +189,13 @@ impl Control {
         };
         let there = self.publications(&config.publication(), version_num).await?;
         let name = config.slot();
-        let slot = slot.map(|slot| (name.as_str(), slot.confirmed));
-        plan(&config.publication(), &there, &wanted, slot, config.source.create).map_err(|error| match error {
-            PublicationFault::Gone(error) => SourceError::SlotLost(Box::new(error)),
-            error => refused(error),
-        })
+        let confirmed = slot.map(|slot| slot.confirmed);
+        plan(&config.publication(), &there, &wanted, &name, confirmed, config.source.create).map_err(
+            |error| match error {
+                PublicationFault::Gone(error) => SourceError::SlotLost(Box::new(error)),
+                error => refused(error),
+            },
+        )
     }
 
     /// Runs a plan whole or not at all.
