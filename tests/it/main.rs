@@ -4,3 +4,4 @@ mod support;
 
 mod servers;
 mod project_files;
+mod memory;
