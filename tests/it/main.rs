@@ -5,3 +5,7 @@ mod support;
 mod servers;
 mod project_files;
 mod memory;
+mod checker;
+mod workload;
+mod soak;
+mod outages;

@@ -242,6 +242,14 @@ impl Broker {
         metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len())
     }
 
+    /// Where each partition of a topic ends; empty when the topic is not there.
+    pub fn ends(&self, topic: &str) -> Vec<i64> {
+        let consumer: BaseConsumer = self.client().create().expect("the configuration is right");
+        let end =
+            |partition| consumer.fetch_watermarks(topic, partition as i32, REQUEST_MAX).expect("the broker answers").1;
+        (0..self.partitions(topic)).map(end).collect()
+    }
+
     /// What the broker has logged since it was made.
     pub fn log(&self) -> String {
         fs::read_to_string(self.own().dir.join("log")).unwrap_or_default()
