@@ -22,7 +22,7 @@ pub use catalog::{Lag, Lagging};
 pub use inspect::{Inspection, inspect};
 pub use session::Session;
 pub use slot::Dropped;
-pub use wire::{TableFacts, TableKind, TypeFact, Wire};
+pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
 use std::time::Duration;
 

@@ -15,7 +15,7 @@ use crate::{
     lsn::Lsn,
     postgres::{
         pgoutput::{DecodeError, Message, Relation},
-        wire::TableFacts,
+        wire::{Question, TableFacts},
     },
     transaction::{Spill, SpillError, Transaction},
 };
@@ -68,8 +68,8 @@ struct ShapeColumn {
 pub enum Step {
     /// More messages are needed.
     More,
-    /// `answer` must be given what the catalog says of this table before the next message.
-    Ask(u32),
+    /// `answer` must be given what the catalog says of this before the next message.
+    Ask(Question),
     /// A transaction is whole.
     Done(Transaction),
 }
@@ -183,9 +183,8 @@ impl Assembler {
             Message::Begin { commit, xid, .. } => self.begin(commit, xid)?,
             Message::Commit { commit, end, time } => return self.commit(commit, end, time),
             Message::Relation(relation) => {
-                let oid = relation.oid;
-                self.asked = Some(Shape::of(&relation));
-                return Ok(Step::Ask(oid));
+                let shape = self.asked.insert(Shape::of(&relation));
+                return Ok(Step::Ask(shape.question()));
             }
             Message::Type { oid, schema, name } => {
                 self.types.insert(oid, (schema.into(), name.into()));
@@ -198,9 +197,8 @@ impl Assembler {
     }
 
     /// Completes the shape that `push` asked about.
-    pub fn answer(&mut self, facts: Option<TableFacts>) {
+    pub fn answer(&mut self, facts: TableFacts) {
         let Some(shape) = self.asked.take() else { return };
-        let facts = facts.unwrap_or_default();
         let wanted = (self.wanted)(&shape.schema, &shape.name, &facts.ancestors);
         let oid = shape.oid;
         let table = wanted.then(|| {
@@ -278,6 +276,11 @@ impl Shape {
             identity: relation.identity,
             columns: columns.collect(),
         }
+    }
+
+    fn question(&self) -> Question {
+        let types = self.columns.iter().map(|c| c.type_oid).filter(|&oid| Type::from_oid(oid).is_none());
+        Question { table: self.oid, types: types.collect() }
     }
 
     fn complete(self, version: u64, facts: &TableFacts, types: &HashMap<u32, (String, String)>) -> Table {
@@ -358,7 +361,7 @@ mod tests {
 
     fn tell(assembler: &mut Assembler, relation: &[u8], facts: TableFacts) {
         assert!(matches!(push(assembler, 0, relation), Ok(Step::Ask(_))));
-        assembler.answer(Some(facts));
+        assembler.answer(facts);
     }
 
     fn names(table: &Table) -> Vec<&str> {
