@@ -9,3 +9,8 @@ mod debezium;
 mod schema_changes;
 mod golden;
 mod fuzz_corpora;
+mod memory;
+mod checker;
+mod workload;
+mod soak;
+mod outages;
