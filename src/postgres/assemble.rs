@@ -20,8 +20,9 @@ use crate::{
     transaction::{Spill, SpillError, Transaction},
 };
 
-/// Says whether the rows of `schema`.`table`, a partition of the tables that follow, are asked for.
-pub type Wanted = Box<dyn Fn(&str, &str, &[(String, String)]) -> bool>;
+/// Says whether the rows of `schema`.`table`, a partition of the tables that follow, are asked for. Of a table that is gone
+/// nobody knows whose partition it was: `None`.
+pub type Wanted = Box<dyn Fn(&str, &str, Option<&[(String, String)]>) -> bool>;
 
 /// Turns messages into transactions.
 pub struct Assembler {
@@ -199,7 +200,8 @@ impl Assembler {
     /// Completes the shape that `push` asked about.
     pub fn answer(&mut self, facts: TableFacts) {
         let Some(shape) = self.asked.take() else { return };
-        let wanted = (self.wanted)(&shape.schema, &shape.name, &facts.ancestors);
+        let ancestors = (!facts.gone).then_some(facts.ancestors.as_slice());
+        let wanted = (self.wanted)(&shape.schema, &shape.name, ancestors);
         let oid = shape.oid;
         let table = wanted.then(|| {
             self.versions += 1;
@@ -482,7 +484,8 @@ mod tests {
     #[test]
     fn who_asks_for_a_table_is_told_its_ancestors() {
         let spill = Spill { dir: std::env::temp_dir(), memory_max: 1, file_max: 1 };
-        let wanted: Wanted = Box::new(|_, _, ancestors| ancestors.iter().any(|(_, name)| name == "root"));
+        let root = |ancestors: &[(String, String)]| ancestors.iter().any(|(_, name)| name == "root");
+        let wanted: Wanted = Box::new(move |_, _, ancestors| ancestors.is_none_or(root));
         let mut assembler = Assembler::new(wanted, spill);
         let facts = TableFacts { ancestors: vec![("public".into(), "root".into())], ..TableFacts::default() };
         tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), facts);

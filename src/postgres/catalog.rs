@@ -160,10 +160,11 @@ impl Control {
         let (table, types) = tokio::try_join!(self.query(TABLE, &table), self.query(TYPES, &types))?;
         let known = types.iter().map(known_type).collect::<HashMap<_, _>>();
         let types = known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect();
-        let Some(table) = table.first() else { return Ok(TableFacts { types, ..TableFacts::default() }) };
+        let Some(table) = table.first() else { return Ok(TableFacts { gone: true, types, ..TableFacts::default() }) };
         let names = |column| table.get::<_, Option<Vec<String>>>(column).unwrap_or_default();
         let ancestors = names("ancestor_schemas").into_iter().zip(names("ancestor_names")).collect();
         Ok(TableFacts {
+            gone: false,
             schema: table.get("schema"),
             name: table.get("name"),
             kind: if table.get::<_, &str>("kind") == "p" { TableKind::Partitioned } else { TableKind::Table },

@@ -39,6 +39,8 @@ pub struct Question {
 /// not its types.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TableFacts {
+    /// The table is gone.
+    pub gone: bool,
     /// The schema's name now, unquoted.
     pub schema: String,
     /// The table's name now, unquoted.

@@ -133,6 +133,7 @@ impl Facts {
         let types = self.types.iter();
         let types = types.map(|(oid, (ty, modifier))| (*oid, TypeFact { ty: ty.to_type(), modifier: *modifier }));
         TableFacts {
+            gone: false,
             schema: self.schema.clone(),
             name: self.name.clone(),
             kind: if self.partitioned { TableKind::Partitioned } else { TableKind::Table },
@@ -250,8 +251,8 @@ fn config(url: &str) -> Config {
 async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
     let config = config("postgres://localhost/golden");
     let patterns = Patterns::compile(config.changes()).unwrap();
-    let wanted = Box::new(move |schema: &str, table: &str, ancestors: &[(String, String)]| {
-        patterns.want(schema, table, ancestors)
+    let wanted = Box::new(move |schema: &str, table: &str, ancestors: Option<&[(String, String)]>| {
+        patterns.want(schema, table, ancestors.expect("the script drops no table"))
     });
     let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 30 };
     let mut source = PostgresSource::new(wire, Assembler::new(wanted, spill), Lsn::INVALID, || NOW);

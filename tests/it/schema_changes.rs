@@ -305,3 +305,22 @@ fn a_backlog_is_told_in_the_shapes_that_its_rows_had() {
         r#"c other {"id":"one"} {"id":"one"}"#,
     ]);
 }
+
+#[test]
+fn rows_of_a_partition_that_is_gone_are_told_as_those_of_its_root() {
+    let mut walk = Walk::start(
+        "CREATE TABLE log (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); \
+         CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM ('2024-01-01') TO ('2024-02-01'); \
+         CREATE TABLE log_2 PARTITION OF log FOR VALUES FROM ('2024-02-01') TO ('2024-03-01'); \
+         CREATE TABLE other (id int PRIMARY KEY)",
+        "[public.log]",
+    );
+    walk.stop();
+    walk.execute("INSERT INTO log VALUES (1, '2024-01-05'); DROP TABLE log_1");
+    walk.execute("INSERT INTO log VALUES (2, '2024-02-05'); INSERT INTO other VALUES (3)");
+    walk.start_again();
+    walk.expect(&[
+        r#"c log_1 {"day":19727,"id":1} {"day":19727,"id":1}"#,
+        r#"c log_2 {"day":19758,"id":2} {"day":19758,"id":2}"#,
+    ]);
+}
