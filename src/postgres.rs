@@ -22,7 +22,7 @@ pub use catalog::{Lag, Lagging};
 pub use inspect::{Inspection, inspect};
 pub use session::Session;
 pub use slot::Dropped;
-pub use wire::{TableFacts, TableKind, TypeFact, Wire};
+pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Prepared {
     pub slot: String,
     /// What the walsender was asked for.
     pub publications: Vec<String>,
+    /// The publication is for tables that it lists, not for all or for whole schemas.
+    pub publication_lists: bool,
     /// Asks how far the slot is behind, while the session lives.
     pub lag: Lag,
 }
@@ -66,7 +68,8 @@ pub async fn connect(config: &Config, waiting: impl Fn()) -> Result<(Session, Pr
     let control = ends.control().await?;
     let slot = config.slot();
     loop {
-        let (publications, confirmed) = control.prepare(config, &waiting).await?;
+        let (plan, confirmed) = control.prepare(config, &waiting).await?;
+        let publications = plan.names;
         let server = control.server().await?;
         let lag = control.lag();
         let mut greeting = ends.greeting(&control).await?;
@@ -94,6 +97,7 @@ pub async fn connect(config: &Config, waiting: impl Fn()) -> Result<(Session, Pr
             database: server.database,
             slot,
             publications,
+            publication_lists: plan.lists_tables,
             lag,
         };
         return Ok((session, prepared));

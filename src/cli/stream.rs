@@ -75,8 +75,9 @@ async fn connect<'a>(config: &Config, metrics: &'a Metrics) -> Result<(Connected
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
     let refused = |why: String| SourceError::Refused(why.into());
     let patterns = patterns(config).map_err(refused)?;
-    let wanted = Box::new(move |schema: &str, table: &str, ancestors: &[(String, String)]| {
-        patterns.want(schema, table, ancestors)
+    let wanted = Box::new(move |schema: &str, table: &str, ancestors: Option<&[(String, String)]>| match ancestors {
+        Some(ancestors) => patterns.want(schema, table, ancestors),
+        None => patterns.want_gone(schema, table, prepared.publication_lists),
     });
     let source = PostgresSource::new(session, Assembler::new(wanted, spill), prepared.confirmed, now);
     let pipeline = Pipeline {

@@ -118,7 +118,7 @@ impl Control {
     }
 
     /// Sees to publications and slot, waits until nobody else holds the slot, and says what to stream from where.
-    pub(crate) async fn prepare(&self, config: &Config, waiting: impl Fn()) -> Result<(Vec<String>, Lsn), SourceError> {
+    pub(crate) async fn prepare(&self, config: &Config, waiting: impl Fn()) -> Result<(Plan, Lsn), SourceError> {
         let server = self.server().await?;
         if server.version_num < VERSION_MIN {
             return Err(refused(Unready::Version { version: server.version }));
@@ -151,7 +151,7 @@ impl Control {
             None => self.create_slot(&name, &sql).await?,
         };
         self.remember_slot(config, server.version_num).await?;
-        Ok((plan.names, confirmed))
+        Ok((plan, confirmed))
     }
 
     /// Writes into the comment of a publication of ours that the slot has been made.

@@ -19,7 +19,7 @@ use offshoot::{
     format::debezium::Encoder,
     lsn::Lsn,
     postgres::{
-        self as source, TableFacts, TableKind, TypeFact, Wire, assemble::Assembler, frame::Frame,
+        self as source, Question, TableFacts, TableKind, TypeFact, Wire, assemble::Assembler, frame::Frame,
         stream::PostgresSource, tables::Patterns,
     },
     sink::{RecordBatch, Ticket},
@@ -47,7 +47,7 @@ const END: &str = "golden.public.golden_end";
 enum Line {
     Server { version: String, database: String },
     Payload(String),
-    Facts { oid: u32, answer: Option<Facts> },
+    Facts { oid: u32, answer: Facts },
 }
 
 /// `TableFacts`, written down.
@@ -133,6 +133,7 @@ impl Facts {
         let types = self.types.iter();
         let types = types.map(|(oid, (ty, modifier))| (*oid, TypeFact { ty: ty.to_type(), modifier: *modifier }));
         TableFacts {
+            gone: false,
             schema: self.schema.clone(),
             name: self.name.clone(),
             kind: if self.partitioned { TableKind::Partitioned } else { TableKind::Table },
@@ -168,9 +169,9 @@ impl<W: Wire> Wire for Recording<W> {
         self.wire.write(payload).await
     }
 
-    async fn facts(&mut self, oid: u32) -> Result<Option<TableFacts>, SourceError> {
-        let facts = self.wire.facts(oid).await?;
-        self.lines.borrow_mut().push(Line::Facts { oid, answer: facts.as_ref().map(Facts::of) });
+    async fn facts(&mut self, question: &Question) -> Result<TableFacts, SourceError> {
+        let facts = self.wire.facts(question).await?;
+        self.lines.borrow_mut().push(Line::Facts { oid: question.table, answer: Facts::of(&facts) });
         Ok(facts)
     }
 
@@ -204,10 +205,10 @@ impl Wire for Played {
         Ok(())
     }
 
-    async fn facts(&mut self, asked: u32) -> Result<Option<TableFacts>, SourceError> {
+    async fn facts(&mut self, question: &Question) -> Result<TableFacts, SourceError> {
         match self.lines.pop_front() {
-            Some(Line::Facts { oid, answer }) if oid == asked => Ok(answer.as_ref().map(Facts::to_facts)),
-            _ => panic!("the recording has no answer about oid {asked} here"),
+            Some(Line::Facts { oid, answer }) if oid == question.table => Ok(answer.to_facts()),
+            _ => panic!("the recording has no answer to {question:?} here"),
         }
     }
 
@@ -250,8 +251,8 @@ fn config(url: &str) -> Config {
 async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
     let config = config("postgres://localhost/golden");
     let patterns = Patterns::compile(config.changes()).unwrap();
-    let wanted = Box::new(move |schema: &str, table: &str, ancestors: &[(String, String)]| {
-        patterns.want(schema, table, ancestors)
+    let wanted = Box::new(move |schema: &str, table: &str, ancestors: Option<&[(String, String)]>| {
+        patterns.want(schema, table, ancestors.expect("the script drops no table"))
     });
     let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 30 };
     let mut source = PostgresSource::new(wire, Assembler::new(wanted, spill), Lsn::INVALID, || NOW);

@@ -14,16 +14,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("source", &["lsn", "transaction"]),
     ("sink", &[]),
     ("finding", &[]),
-    ("exit", &[]),
+    ("exit", &["config", "sink", "source"]),
     ("config", &[]),
     ("postgres", &["change", "config", "finding", "lsn", "source", "transaction"]),
     ("format", &["change", "config", "lsn", "sink"]),
     ("kafka", &["config", "finding", "sink"]),
-    ("ledger", &["lsn", "sink"]),
+    ("ledger", &["change", "lsn", "sink"]),
     ("telemetry", &["change", "lsn", "sink", "transaction"]),
     ("pipeline", &["change", "format", "ledger", "lsn", "sink", "source", "telemetry", "transaction"]),
-    ("supervisor", &["exit", "pipeline", "sink", "source", "telemetry"]),
-    ("admin", &["telemetry"]),
+    ("supervisor", &["exit", "format", "pipeline", "sink", "source", "telemetry"]),
+    ("admin", &["config", "telemetry"]),
 ];
 
 /// Files without sockets, clocks, files or tasks: values in, values out. (`transaction.rs` has its spill file.)

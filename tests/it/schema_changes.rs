@@ -247,7 +247,10 @@ fn a_backlog_is_told_in_the_shapes_that_its_rows_had() {
     let mut walk = Walk::start(
         "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN price AS numeric(9,3); \
          CREATE TABLE item (id int PRIMARY KEY, name text, m mood); \
-         CREATE TABLE priced (id int PRIMARY KEY, p price); CREATE TABLE gone (v text, k int PRIMARY KEY); \
+         CREATE EXTENSION hstore; CREATE TYPE size AS ENUM ('s', 'l'); CREATE DOMAIN cost AS numeric(9,3); \
+         CREATE TABLE priced (id int PRIMARY KEY, p price); \
+         CREATE TABLE moved_and_gone (id int PRIMARY KEY, s size[]); \
+         CREATE TABLE moved (id int PRIMARY KEY, s size[], h hstore, c cost); CREATE TABLE gone (v text, k int PRIMARY KEY); \
          CREATE TABLE keyed (a int, b int, c text NOT NULL, PRIMARY KEY (b, a)); CREATE TABLE other (id int PRIMARY KEY)",
         "[public.*]",
     );
@@ -264,6 +267,11 @@ fn a_backlog_is_told_in_the_shapes_that_its_rows_had() {
     walk.execute("INSERT INTO priced VALUES (1, 1.5)");
     walk.execute("ALTER TABLE priced ALTER COLUMN p TYPE text; DROP DOMAIN price");
     walk.execute("INSERT INTO priced VALUES (2, 'dear')");
+    // Here they are still there, and no column has them any more.
+    walk.execute("INSERT INTO moved VALUES (1, '{s,l}', 'a=>1', 1.5)");
+    walk.execute("ALTER TABLE moved DROP COLUMN s, DROP COLUMN h, ALTER COLUMN c TYPE text");
+    walk.execute("INSERT INTO moved VALUES (2, 'x')");
+    walk.execute("INSERT INTO moved_and_gone VALUES (1, '{s}'); DROP TABLE moved_and_gone");
     walk.execute("INSERT INTO keyed VALUES (1, 10, 'x')");
     walk.execute("ALTER TABLE keyed DROP CONSTRAINT keyed_pkey, ADD PRIMARY KEY (c)");
     walk.execute("UPDATE keyed SET c = 'y'");
@@ -278,8 +286,12 @@ fn a_backlog_is_told_in_the_shapes_that_its_rows_had() {
         r#"c item {"id":2} {"id":2,"m":"ok","name":"b","qty":2}"#,
         r#"u item {"id":2} {"id":2,"m":"ok","qty":"two"}"#,
         r#"c item {"id":3} {"id":3,"m":"free","qty":"x"}"#,
-        r#"c priced {"id":1} {"id":1,"p":"Bdw="}"#,
+        // Of a domain that is gone the stream tells the type below it, but not its precision.
+        r#"c priced {"id":1} {"id":1,"p":{"scale":1,"value":"Dw=="}}"#,
         r#"c priced {"id":2} {"id":2,"p":"dear"}"#,
+        r#"c moved {"id":1} {"c":"Bdw=","h":"{\"a\":\"1\"}","id":1,"s":["s","l"]}"#,
+        r#"c moved {"id":2} {"c":"x","id":2}"#,
+        r#"c moved_and_gone {"id":1} {"id":1,"s":["s"]}"#,
         r#"c keyed {"a":1,"b":10} {"a":1,"b":10,"c":"x"}"#,
         r#"d keyed {"c":"x"} {"a":null,"b":null,"c":"x"}"#,
         r#"tombstone {"c":"x"}"#,
@@ -291,5 +303,24 @@ fn a_backlog_is_told_in_the_shapes_that_its_rows_had() {
         r#"d gone {"k":2} {"k":2,"v":null}"#,
         r#"tombstone {"k":2}"#,
         r#"c other {"id":"one"} {"id":"one"}"#,
+    ]);
+}
+
+#[test]
+fn rows_of_a_partition_that_is_gone_are_told_as_those_of_its_root() {
+    let mut walk = Walk::start(
+        "CREATE TABLE log (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); \
+         CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM ('2024-01-01') TO ('2024-02-01'); \
+         CREATE TABLE log_2 PARTITION OF log FOR VALUES FROM ('2024-02-01') TO ('2024-03-01'); \
+         CREATE TABLE other (id int PRIMARY KEY)",
+        "[public.log]",
+    );
+    walk.stop();
+    walk.execute("INSERT INTO log VALUES (1, '2024-01-05'); DROP TABLE log_1");
+    walk.execute("INSERT INTO log VALUES (2, '2024-02-05'); INSERT INTO other VALUES (3)");
+    walk.start_again();
+    walk.expect(&[
+        r#"c log_1 {"day":19727,"id":1} {"day":19727,"id":1}"#,
+        r#"c log_2 {"day":19758,"id":2} {"day":19758,"id":2}"#,
     ]);
 }
