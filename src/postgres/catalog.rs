@@ -12,11 +12,11 @@ use tokio_postgres::{Client, NoTls, Row};
 
 use super::{
     connect::{address, connect},
-    fault::{Fault, Step, Who, sort, with_causes},
+    fault::{Fault, Step, Who, sort},
     url::{Host, Target},
     wire::{Question, TableFacts, TableKind, TypeFact},
 };
-use crate::{lsn::Lsn, source::SourceError};
+use crate::{causes::told, lsn::Lsn, source::SourceError};
 
 /// A question that takes longer is given up and asked again later: nothing may hang behind a lock of the monolith's.
 const STATEMENT_TIMEOUT: &str = "30s";
@@ -58,6 +58,8 @@ pub(crate) struct CatalogTable {
     pub(crate) name: String,
     /// Schema and name of the root, for a partition.
     pub(crate) root: Option<(String, String)>,
+    /// A partitioned table has no rows of its own: they are its partitions'.
+    pub(crate) partitioned: bool,
     /// Unlogged tables are not in the log.
     pub(crate) unlogged: bool,
     /// Publishing its updates and deletes breaks nothing: the log can name its old rows.
@@ -113,7 +115,7 @@ impl Control {
         tokio::spawn(async move {
             let why = match connection.await {
                 Ok(()) => "it was closed".to_owned(),
-                Err(error) => with_causes(&error),
+                Err(error) => told(&error),
             };
             tell.send_replace(Some(why));
         });
@@ -202,6 +204,7 @@ impl Control {
             schema: row.get("schema"),
             name: row.get("name"),
             root: row.get::<_, Option<String>>("root_schema").zip(row.get("root_name")),
+            partitioned: row.get("partitioned"),
             unlogged: row.get("unlogged"),
             identified: row.get("identified"),
         };
@@ -380,7 +383,7 @@ WITH own AS (
     AND n.nspname <> 'information_schema'
 )
 SELECT o.nspname AS schema, o.relname AS name, root.nspname AS root_schema, root.relname AS root_name,
-  o.relpersistence = 'u' AS unlogged,
+  o.relkind = 'p' AS partitioned, o.relpersistence = 'u' AS unlogged,
   CASE o.relkind WHEN 'p' THEN o.keyed AND NOT EXISTS (
       SELECT FROM pg_partition_tree(o.oid) t JOIN own leaf ON leaf.oid = t.relid
       WHERE t.isleaf AND leaf.relkind = 'r' AND NOT leaf.identified)

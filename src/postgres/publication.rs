@@ -64,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) lists_tables: bool,
     /// Tables that join publications which are already streamed.
     pub(crate) joining: Vec<String>,
+    /// The tables whose rows leave, schema and name.
+    pub(crate) tables: Vec<(String, String)>,
     /// What `check` says of the publications.
     pub(crate) findings: Vec<Finding>,
 }
@@ -294,7 +296,14 @@ mod tests {
     const ALL: &[&str] = &["insert", "update", "delete", "truncate"];
 
     fn table(name: &str, identified: bool) -> CatalogTable {
-        CatalogTable { schema: "public".into(), name: name.into(), root: None, unlogged: false, identified }
+        CatalogTable {
+            schema: "public".into(),
+            name: name.into(),
+            root: None,
+            partitioned: false,
+            unlogged: false,
+            identified,
+        }
     }
 
     fn listing(name: &str, ours: bool, publishes: &[&'static str], tables: &[&str]) -> Publication {

@@ -37,7 +37,6 @@ pub struct Undecodable {
     /// Where the message stands, or the last one that stood somewhere.
     pub lsn: Lsn,
     /// What is wrong with it.
-    #[source]
     pub reason: Reason,
 }
 

@@ -106,6 +106,14 @@ impl Patterns {
         };
         Ok(tables.iter().filter(wanted).collect())
     }
+
+    /// The tables whose rows leave: partitions, and not their root, which has none.
+    pub(crate) fn with_rows<'a>(&self, tables: &'a [CatalogTable]) -> Vec<&'a CatalogTable> {
+        let wanted = |table: &&CatalogTable| {
+            !table.unlogged && !table.partitioned && self.want(&table.schema, &table.name, table.root.as_slice())
+        };
+        tables.iter().filter(wanted).collect()
+    }
 }
 
 impl CatalogTable {
@@ -125,7 +133,7 @@ mod tests {
             (schema.to_owned(), name.to_owned())
         };
         let (schema, name) = pair(name);
-        CatalogTable { schema, name, root: root.map(pair), unlogged: false, identified: true }
+        CatalogTable { schema, name, root: root.map(pair), partitioned: false, unlogged: false, identified: true }
     }
 
     fn chosen(tables: &[&str], except: &[&str], catalog: &[CatalogTable]) -> Result<Vec<String>, PatternError> {
