@@ -3,4 +3,6 @@
 mod support;
 
 mod servers;
+mod walk;
+mod layers;
 mod project_files;
