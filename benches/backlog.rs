@@ -182,11 +182,12 @@ fn write_backlog(server: &Server, rows: u64, per_transaction: u64) {
 
 /// Our own session; what comes is counted and thrown away.
 fn read_plainly(config: &Config, rows: u64, transactions: u64) -> Turn {
-    let config = offshoot::config::Config::load(&config.path).expect("it was loaded before");
+    let config = offshoot::config::Config::load(&config.path, &[]).expect("it was loaded before");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be had");
     let cpu_before = thread_cpu();
     let took = runtime.block_on(async {
-        let (mut session, prepared) = source::connect(&config, || {}).await.expect("the slot is free");
+        let (mut session, prepared) =
+            source::connect(&config, &source::Warned::default(), || {}).await.expect("the slot is free");
         let (mut inserts, mut commits, mut began, mut told) = (0, 0, None, Instant::now());
         while commits < transactions {
             session.readable().await.expect("the server stays");

@@ -2,8 +2,9 @@
 
 mod support;
 
-mod layers;
 mod servers;
+mod walk;
+mod layers;
 mod project_files;
 mod debezium;
 mod schema_changes;
