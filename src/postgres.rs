@@ -22,7 +22,7 @@ pub use catalog::{Lag, Lagging};
 pub use inspect::{Inspection, inspect};
 pub use session::Session;
 pub use slot::{Dropped, Warned};
-pub use wire::{TableFacts, TableKind, TypeFact, Wire};
+pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ pub struct Prepared {
     pub slot: String,
     /// What the walsender was asked for.
     pub publications: Vec<String>,
+    /// The publication is for tables that it lists, not for all or for whole schemas.
+    pub publication_lists: bool,
     /// The tables whose rows leave, schema and name; those that come later are not among them.
     pub tables: Vec<(String, String)>,
     /// Asks how far the slot is behind, while the session lives.
@@ -82,7 +84,7 @@ pub async fn connect(config: &Config, warned: &Warned, waiting: impl Fn()) -> Re
         let (plan, confirmed) = control.prepare(config, warned, &waiting).await?;
         let publications = plan.names;
         let server = control.server().await?;
-        let lag = control.lag();
+        let lag = control.lag(&publications, confirmed);
         let mut greeting = ends.greeting(&control).await?;
         let start = async {
             let system = greeting.identify().await?;
@@ -108,6 +110,7 @@ pub async fn connect(config: &Config, warned: &Warned, waiting: impl Fn()) -> Re
             database: server.database,
             slot,
             publications,
+            publication_lists: plan.lists_tables,
             tables: plan.tables,
             lag,
         };

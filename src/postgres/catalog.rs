@@ -2,19 +2,22 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use postgres_types::{Kind, Oid, PgLsn, Type};
+use postgres_types::{Kind, Oid, PgLsn, ToSql, Type};
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{Client, NoTls, Row};
 
 use super::{
     connect::{address, connect},
-    fault::{Fault, Step, Who, sort},
+    fault::{Fault, SlotFault, Step, Who, sort},
     url::{Host, Target},
-    wire::{TableFacts, TableKind, TypeFact},
+    wire::{Question, TableFacts, TableKind, TypeFact},
 };
 use crate::{causes::told, lsn::Lsn, source::SourceError};
 
@@ -143,11 +146,7 @@ impl Control {
         Fault::ControlLost { address: self.who.address.clone(), why }.passing()
     }
 
-    pub(crate) async fn query(
-        &self,
-        sql: &str,
-        parameters: &[&(dyn postgres_types::ToSql + Sync)],
-    ) -> Result<Vec<Row>, SourceError> {
+    pub(crate) async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, SourceError> {
         let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
         let asked = timeout(ANSWER_TIMEOUT, self.client.query(sql, parameters)).await.map_err(late)?;
         asked.map_err(|error| sort(error, Step::Ask, &self.who))
@@ -158,16 +157,19 @@ impl Control {
         Ok(rows[0].get(0))
     }
 
-    /// What the catalog says of a table; `None` when it is gone.
-    pub(crate) async fn facts(&self, oid: u32) -> Result<Option<TableFacts>, SourceError> {
+    /// What the catalog says of a table and of types.
+    pub(crate) async fn facts(&self, question: &Question) -> Result<TableFacts, SourceError> {
         // Sent together, answered one after the other.
-        let asked: [&(dyn postgres_types::ToSql + Sync); 1] = [&oid];
-        let (table, types) = tokio::try_join!(self.query(TABLE, &asked), self.query(TYPES, &asked))?;
-        let Some(table) = table.first() else { return Ok(None) };
+        let (table, types): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
+            ([&question.table], [&question.types]);
+        let (table, types) = tokio::try_join!(self.query(TABLE, &table), self.query(TYPES, &types))?;
+        let known = types.iter().map(known_type).collect::<HashMap<_, _>>();
+        let types = known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect();
+        let Some(table) = table.first() else { return Ok(TableFacts { gone: true, types, ..TableFacts::default() }) };
         let names = |column| table.get::<_, Option<Vec<String>>>(column).unwrap_or_default();
         let ancestors = names("ancestor_schemas").into_iter().zip(names("ancestor_names")).collect();
-        let known = types.iter().map(known_type).collect::<HashMap<_, _>>();
-        Ok(Some(TableFacts {
+        Ok(TableFacts {
+            gone: false,
             schema: table.get("schema"),
             name: table.get("name"),
             kind: if table.get::<_, &str>("kind") == "p" { TableKind::Partitioned } else { TableKind::Table },
@@ -175,8 +177,8 @@ impl Control {
             primary_key: names("primary_key"),
             identity_index: names("identity_index"),
             unique: table.get("unique_key"),
-            types: known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect(),
-        }))
+            types,
+        })
     }
 
     /// The server, and our role on it.
@@ -213,16 +215,21 @@ impl Control {
     }
 
     /// A question to be asked from elsewhere while this session lives.
-    pub(crate) fn lag(&self) -> Lag {
-        Lag { client: Arc::downgrade(&self.client), who: self.who.clone() }
+    pub(crate) fn lag(&self, publications: &[String], confirmed: Lsn) -> Lag {
+        let seen = Arc::new(AtomicU64::new(confirmed.0));
+        Lag { client: Arc::downgrade(&self.client), who: self.who.clone(), publications: publications.into(), seen }
     }
 }
 
-/// Asks the server how far the slot is behind.
+/// Asks the server how far the slot is behind, and whether its publications are still there: up to PostgreSQL 17 the
+/// walsender fails without one, from 18 on it goes on and tells nothing.
 #[derive(Clone)]
 pub struct Lag {
     client: Weak<Client>,
     who: Who,
+    publications: Vec<String>,
+    /// What was confirmed when the publications were last seen.
+    seen: Arc<AtomicU64>,
 }
 
 /// How far the slot is behind.
@@ -237,18 +244,23 @@ pub struct Lagging {
 }
 
 impl Lag {
-    /// Asks; `None` when the session is over or the slot is gone.
+    /// Asks; `None` when the session is over or the slot is gone. `SlotLost` when a publication is gone.
     pub async fn ask(&self) -> Result<Option<Lagging>, SourceError> {
         let Some(client) = self.client.upgrade() else { return Ok(None) };
-        let asked = timeout(ANSWER_TIMEOUT, client.query_opt(LAG, &[&self.who.slot])).await;
+        let asked = timeout(ANSWER_TIMEOUT, client.query_opt(LAG, &[&self.who.slot, &self.publications])).await;
         let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
         let row = asked.map_err(late)?.map_err(|error| sort(error, Step::Ask, &self.who))?;
-        Ok(row.map(|row| {
-            let lsn = |column| Lsn(u64::from(row.get::<_, Option<PgLsn>>(column).unwrap_or(PgLsn::from(0))));
-            let (current, confirmed, restart) = (lsn("current"), lsn("confirmed"), lsn("restart"));
-            let retained_bytes = if restart == Lsn::INVALID { 0 } else { current.bytes_since(restart) };
-            Lagging { current, confirmed, retained_bytes }
-        }))
+        let Some(row) = row else { return Ok(None) };
+        if let Some(publication) = row.get("gone") {
+            let (slot, confirmed) = (self.who.slot.clone(), Lsn(self.seen.load(Ordering::Relaxed)));
+            let gone = SlotFault::PublicationGone { publication, slot, confirmed };
+            return Err(SourceError::SlotLost(Box::new(gone)));
+        }
+        let lsn = |column| Lsn(u64::from(row.get::<_, Option<PgLsn>>(column).unwrap_or(PgLsn::from(0))));
+        let (current, confirmed, restart) = (lsn("current"), lsn("confirmed"), lsn("restart"));
+        self.seen.store(confirmed.0, Ordering::Relaxed);
+        let retained_bytes = if restart == Lsn::INVALID { 0 } else { current.bytes_since(restart) };
+        Ok(Some(Lagging { current, confirmed, retained_bytes }))
     }
 }
 
@@ -336,10 +348,10 @@ SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = $1 AND c.relkind IN ('r', 'p')";
 
-/// Every type of the table's columns that is not built in, and what those are made of.
+/// Types, and what they are made of, as far as it is not built in.
 const TYPES: &str = "
 WITH RECURSIVE made(oid) AS (
-  SELECT atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+  SELECT unnest($1::oid[])
   UNION
   SELECT part.oid FROM made JOIN pg_type t ON t.oid = made.oid LEFT JOIN pg_range r ON t.oid IN (r.rngtypid, r.rngmultitypid),
     LATERAL (VALUES (t.typbasetype), (t.typelem), (r.rngsubtype)) part(oid) WHERE part.oid <> 0
@@ -394,7 +406,9 @@ ORDER BY o.nspname, o.relname";
 
 const LAG: &str = "
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS current,
-  confirmed_flush_lsn AS confirmed, restart_lsn AS restart
+  confirmed_flush_lsn AS confirmed, restart_lsn AS restart,
+  (SELECT string_agg(p, ', ') FROM unnest($2::text[]) p WHERE NOT EXISTS (SELECT FROM pg_publication WHERE pubname = p))
+    AS gone
 FROM pg_replication_slots WHERE slot_name = $1";
 
 #[cfg(test)]

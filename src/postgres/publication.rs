@@ -60,6 +60,8 @@ pub(crate) struct Plan {
     pub(crate) statements: Vec<String>,
     /// What the walsender is asked for.
     pub(crate) names: Vec<String>,
+    /// Tables are published by their names, and by those of their roots.
+    pub(crate) lists_tables: bool,
     /// Tables that join publications which are already streamed.
     pub(crate) joining: Vec<String>,
     /// The tables whose rows leave, schema and name.
@@ -108,7 +110,7 @@ pub(crate) fn plan(
     confirmed: Option<Lsn>,
     kept: bool,
 ) -> Result<Plan, PublicationFault> {
-    let mut plan = Plan { names: vec![name.to_owned()], ..Plan::default() };
+    let mut plan = Plan { names: vec![name.to_owned()], lists_tables: true, ..Plan::default() };
     let inserts_name = inserts_name(name);
     let Some(rows) = &there.rows else {
         if let Some(confirmed) = confirmed {
@@ -126,6 +128,7 @@ pub(crate) fn plan(
     plan.look_at(rows, wanted);
     let ours = kept && rows.ours;
     let fixed = rows.all_tables || !rows.schemas.is_empty();
+    plan.lists_tables = !fixed;
     let (covered, missing): (Vec<_>, Vec<_>) = wanted.iter().copied().partition(|table| rows.covers(table));
     let (add, mut keyless): (Vec<_>, Vec<_>) = missing.into_iter().partition(|table| table.identified);
     if fixed && !add.is_empty() {

@@ -308,7 +308,7 @@ impl Control {
     }
 
     fn run_this(&self, why: String, sql: &[String]) -> SourceError {
-        let sql = sql.iter().map(|statement| format!("  {statement};")).collect::<Vec<_>>().join("\n");
+        let sql = sql.iter().map(|statement| format!("  {statement};")).collect::<Vec<_>>().join("\n") + "\n";
         refused(Unready::RunThis { why, database: self.who.database.clone(), sql })
     }
 }

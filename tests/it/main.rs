@@ -4,6 +4,17 @@ mod support;
 mod pipe;
 
 mod servers;
+mod walk;
+mod layers;
 mod project_files;
 mod bad_input;
 mod connections;
+mod debezium;
+mod schema_changes;
+mod golden;
+mod fuzz_corpora;
+mod memory;
+mod checker;
+mod workload;
+mod soak;
+mod outages;
