@@ -336,6 +336,28 @@ fn a_number_that_is_none_stops_with_its_place_and_decimal_string_goes_on() {
     Pipe { changes: "decimal: string".into(), ..pipe }.arrives("t", &[1, 2, 3]);
 }
 
+/// By the two statements of docs/operations.md, "A change that cannot be decoded".
+#[test]
+fn a_transaction_can_be_skipped_by_hand() {
+    let db = postgres::shared(V17).create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, price numeric(10, 2))");
+    let pipe = Pipe::of(&db);
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (1, 1)");
+    db.execute("INSERT INTO t VALUES (2, 'NaN')");
+    db.execute("INSERT INTO t VALUES (3, 3)");
+    let text = pipe.ends(7, &["column price", " at 0/"]);
+    let lsn = text.split(" at 0/").nth(1).unwrap().split(':').next().unwrap();
+    let slot = pipe.slot();
+    let end = db.text(&format!(
+        "SELECT lsn FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL,
+           'proto_version', '1', 'publication_names', '{slot},{slot}_inserts')
+         WHERE get_byte(data, 0) = ascii('C') AND lsn > '0/{lsn}' LIMIT 1"
+    ));
+    db.execute(&format!("SELECT pg_replication_slot_advance('{slot}', '{end}')"));
+    pipe.arrives("t", &[1, 3]);
+}
+
 /// A transaction that does not fit into a third of the smallest memory.
 const LARGE: &str = "INSERT INTO t SELECT id, repeat('x', 300) FROM generate_series(1, 20000) AS id";
 
