@@ -109,8 +109,18 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
         let told = self.ledger.confirmed();
         let batch = self.sink.batch();
         let mut run = Run { pipe: self, sending: None, batch, acknowledged: Vec::new(), told, told_at: Instant::now() };
-        run.stream(shutdown).await?;
-        run.drain().await
+        // The ticket that stays open when its transaction cannot be told.
+        let (untold, open) = match run.stream(shutdown).await {
+            Ok(()) => return run.drain(0).await,
+            Err(error @ Error::Encode(_)) => (error, 1),
+            Err(error @ Error::Source(SourceError::Undecodable(_))) => (error, 0),
+            Err(error) => return Err(error),
+        };
+        // What was committed before it is delivered and confirmed: whoever skips the transaction skips nothing else. Should
+        // that fail too, it comes again at the next start, and the first error is the one to mend.
+        let _ = run.flush();
+        let _ = run.drain(open).await;
+        Err(untold)
     }
 
     /// Ends both sessions in good order.
@@ -141,10 +151,10 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         }
     }
 
-    /// Reads no more, and waits until what was read is durable.
-    async fn drain(&mut self) -> Result<(), Error> {
+    /// Reads no more, and waits until what was read is durable, but for `open` transactions that never will be.
+    async fn drain(&mut self, open: usize) -> Result<(), Error> {
         let deadline = Instant::now() + DRAIN_MAX;
-        while self.sending.is_some() || self.pipe.ledger.tickets_in_flight() > 0 {
+        while self.sending.is_some() || self.pipe.ledger.tickets_in_flight() > open {
             let status_at = self.status_at();
             tokio::select! {
                 biased;
@@ -197,7 +207,12 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 return Ok(());
             };
             let first = self.batch.records.len();
-            self.pipe.encoder.encode(&commit, sending.index, &change, now, sending.ticket, &mut self.batch)?;
+            let ticket = sending.ticket;
+            if let Err(error) = self.pipe.encoder.encode(&commit, sending.index, &change, now, ticket, &mut self.batch)
+            {
+                self.batch.records.retain(|record| record.ticket != ticket);
+                return Err(error.into());
+            }
             count_row(self.pipe.metrics, &change.op);
             sending.index += 1;
             let records = &self.batch.records[first..];

@@ -1,5 +1,7 @@
 //! Ways to reach and to log in to either end, each with a row that goes through; and what is made and dropped there.
 
+#![allow(unreachable_pub)]
+
 use std::{
     collections::BTreeSet,
     fs,
