@@ -264,8 +264,8 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
         ("55000", _) if said.message.contains("wal_level") => WAL_LEVEL.into(),
         ("25006", _) => "the server is a standby: prepare slot and publication on the primary".into(),
         ("42704", Step::Stream) if said.message.contains("publication") => format!(
-            "what is in the log was written before the publication was there; drop slot {slot} with `offshoot drop` and \
-             start again"
+            "it was dropped, or made after what is in the log; drop slot {slot} with `offshoot drop`, start again, and load \
+             again what was missed"
         ),
         ("42704" | "58P01" | "55000", Step::Stream) => format!(
             "drop slot {slot} with `offshoot drop` if it is still there, start again, and load again what was missed"
