@@ -18,6 +18,8 @@ mod value;
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
+use tracing::warn;
+
 use self::value::Encoding;
 pub use self::{
     topic::{TemplateError, TopicError},
@@ -188,6 +190,12 @@ impl Encoder {
         if known.is_none_or(|at| self.plans[at].table.version != table.version) {
             let topic = self.topics.of(table).map_err(|source| EncodeError::Topic { lsn: change.lsn, source })?;
             let plan = Plan::new(table, topic, self.decimal);
+            let left_out = self.left_out(table).join(", ");
+            if !left_out.is_empty() {
+                // Once per shape of the table, so once in a while.
+                let table = format!("{}.{}", table.schema, table.name);
+                warn!(%table, columns = %left_out, "records have no such columns: Debezium leaves out their types");
+            }
             match known {
                 Some(at) => self.plans[at] = plan,
                 None => {
