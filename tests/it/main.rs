@@ -1,11 +1,14 @@
 //! The integration tests: the program and its modules against real servers. One binary, so that each server starts once.
 
 mod support;
+mod pipe;
 
 mod servers;
 mod walk;
 mod layers;
 mod project_files;
+mod bad_input;
+mod connections;
 mod debezium;
 mod schema_changes;
 mod golden;
