@@ -17,11 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use offshoot::{
-    postgres::{
-        self as source, Wire,
-        frame::{Frame, Status},
-    },
+use offshoot::postgres::{
+    self as source, Wire,
+    frame::{Frame, Status},
 };
 use serde::Serialize;
 use support::{
@@ -96,7 +94,8 @@ fn main() {
         (name, Config::new(&text.replace("delivery:", &format!("{log_append}, delivery:"))))
     };
     // The first is not counted: it warms the broker and the disk up.
-    let turns: Vec<_> = (0..=rounds).map(|round| (config(format!("plain_{round}")), config(format!("offshoot_{round}")))).collect();
+    let turns: Vec<_> =
+        (0..=rounds).map(|round| (config(format!("plain_{round}")), config(format!("offshoot_{round}")))).collect();
     for (_, config) in turns.iter().flat_map(|(plain, ours)| [plain, ours]) {
         let mut offshoot = start(config);
         offshoot.wait_ready(program::START_MAX);
@@ -140,7 +139,10 @@ fn main() {
 
 fn print(report: &Report) {
     println!("{} rows, {} to a transaction", report.rows, report.rows_per_transaction);
-    println!("{:<6} {:<9} {:>9} {:>8} {:>8} {:>10} {:>9}", "round", "reader", "rows/s", "seconds", "cpu s", "cpu us/row", "peak MiB");
+    println!(
+        "{:<6} {:<9} {:>9} {:>8} {:>8} {:>10} {:>9}",
+        "round", "reader", "rows/s", "seconds", "cpu s", "cpu us/row", "peak MiB"
+    );
     for (round, turns) in report.rounds.iter().enumerate() {
         for turn in turns {
             println!(
