@@ -32,7 +32,8 @@ soak: setup ## kill -9 while sessions write; LIVES=1000 for a night
 	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- kill --nocapture
 
 golden: setup ## capture the wire bytes of Postgres 14 to 18 again
-	OFFSHOOT_TEST_CAPTURE=1 $(CARGO) test --release --test it -- golden --nocapture
+	$(CARGO) test --release --test it -- --ignored --exact golden::capture
+	$(CARGO) test --release --test it -- golden:: fuzz_corpora::
 
 clean: ## remove what was built; what was fetched stays, in the directory that .servers links to
 	$(CARGO) clean

@@ -21,16 +21,16 @@ use bounded::Bounded;
 
 /// `admin.listen` cannot be had; exit code 2.
 #[derive(Debug, thiserror::Error)]
-#[error("`admin.listen`: cannot listen on {listen}: {source}; is another process there? write another port")]
+#[error("`admin.listen`: cannot listen on {listen}: {cause}; is another process there? write another port")]
 pub struct AdminError {
     listen: SocketAddr,
-    source: io::Error,
+    cause: io::Error,
 }
 
 /// Takes the port.
 pub async fn bind(admin: &Admin) -> Result<TcpListener, AdminError> {
     let listen = admin.listen;
-    TcpListener::bind(listen).await.map_err(|source| AdminError { listen, source })
+    TcpListener::bind(listen).await.map_err(|cause| AdminError { listen, cause })
 }
 
 /// Answers for ever; drop it to end it.

@@ -10,9 +10,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    config::Check,
     exit::EXIT_CODES,
+    kafka, postgres,
     telemetry::{LogFormat, Logs},
 };
+
+/// Whoever looks at its part of a config before anything is begun.
+pub const CHECKS: &[Check] = &[postgres::check, kafka::client::check];
 
 /// What was asked for.
 #[derive(Debug, Parser)]
@@ -145,7 +150,8 @@ Example:
 const CHECK: &str = "\
 Connects to both servers, changes nothing, and prints what is there (✓), what somebody should know (!) and what would \
 keep `run` from working (✗), each with the SQL or the setting that mends it. Answers within ten seconds. The exit code \
-is 0 when there is no ✗, else 3 when the source has one and 4 when only the sink has.
+is 0 when there is no ✗, else 2 when what the config asks for is not there, 3 when the source has one and 4 when only \
+the sink has.
 
 Example:
   offshoot check -c shop.yaml --json | jq '.[] | select(.level == \"cross\")'";

@@ -189,7 +189,7 @@ pub struct Property(pub String);
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file itself.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// As it was named.
         path: PathBuf,
@@ -201,24 +201,53 @@ pub enum ConfigError {
     Refused(#[from] Box<Fault>),
 }
 
+/// What a module finds wrong in its part of a config that is otherwise right.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// The keys that lead to it, such as `sink`, `kafka`, `properties`, `linger.ms`.
+    pub path: Vec<String>,
+    /// What is wrong and how to mend it, with the key in it and without a secret.
+    pub said: String,
+}
+
+/// A module's look at its part of a config: so that `config` need not know what librdkafka and Postgres take.
+pub type Check = fn(&Config) -> Result<(), Misfit>;
+
+impl Misfit {
+    /// At a path of keys.
+    pub fn at(path: &[&str], said: impl Into<String>) -> Misfit {
+        Misfit { path: path.iter().map(|key| (*key).to_owned()).collect(), said: said.into() }
+    }
+}
+
 impl Config {
-    /// Reads a config file, with the process's environment.
-    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    /// Reads a config file, with the process's environment, and lets the modules look at their parts of it.
+    pub fn load(path: &Path, checks: &[Check]) -> Result<Config, ConfigError> {
         let failed = |source| ConfigError::Read { path: path.into(), source };
         let mut text = String::new();
         let len = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
         if len.map_err(failed)? as u64 > FILE_BYTES_MAX {
             return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB")));
         }
-        Self::parse(&text, &path.display().to_string(), &|name| std::env::var(name).ok())
+        Self::parse_checked(&text, &path.display().to_string(), &|name| std::env::var(name).ok(), checks)
     }
 
     /// Reads a config from `text`; `file` is how messages call it, `env` knows the variables.
     pub fn parse(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        Self::parse_checked(text, file, env, &[])
+    }
+
+    fn parse_checked(
+        text: &str,
+        file: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+        checks: &[Check],
+    ) -> Result<Config, ConfigError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let config = tree::parse(text).and_then(|tree| {
             let config = Config::deserialize(Walk::new(&tree, env))?;
             check::check(&config, &tree)?;
+            checks.iter().try_for_each(|check| check(&config).map_err(|misfit| check::misfit(misfit, &tree)))?;
             Ok(config)
         });
         config.map_err(|flaw| ConfigError::Refused(Box::new(flaw.told(file, text))))

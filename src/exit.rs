@@ -56,6 +56,7 @@ impl From<&SourceError> for Exit {
         match error {
             SourceError::Passing(_) | SourceError::Spill(_) => Exit::Unexpected,
             SourceError::Refused(_) => Exit::Source,
+            SourceError::Config(_) => Exit::Config,
             SourceError::SlotLost(_) => Exit::SlotLost,
             SourceError::Undecodable(_) => Exit::Undecodable,
         }

@@ -4,6 +4,7 @@
 //! modules below; ARCHITECTURE.md tells it with its reasons.
 
 pub mod lsn;
+pub mod causes;
 pub mod change;
 pub mod transaction;
 pub mod event;

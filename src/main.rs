@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use offshoot::{
+    causes::told,
     cli::{self, Arguments, Command},
     config::Config,
     exit::Exit,
@@ -13,7 +14,7 @@ use offshoot::{
 fn main() -> ExitCode {
     keep_few_arenas();
     let arguments = Arguments::parse();
-    let config = match Config::load(arguments.config()) {
+    let config = match Config::load(arguments.config(), cli::CHECKS) {
         Ok(config) => config,
         Err(error) => return refuse(&error, Exit::from(&error)),
     };
@@ -40,7 +41,7 @@ async fn perform(command: &Command, config: &Config) -> Exit {
 fn refuse(error: &dyn std::error::Error, exit: Exit) -> ExitCode {
     let style = clap::builder::Styles::styled();
     let style = style.get_error();
-    anstream::eprintln!("{style}error:{style:#} {error}");
+    anstream::eprintln!("{style}error:{style:#} {}", told(error));
     exit.into()
 }
 

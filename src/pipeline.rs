@@ -74,7 +74,7 @@ pub enum Error {
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// The spill file cannot be read back.
-    #[error("read the spill file of the transaction that commits at {commit}: {source}")]
+    #[error("read the spill file of the transaction that commits at {commit}")]
     Spill {
         /// Where the commit record starts.
         commit: Lsn,

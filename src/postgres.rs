@@ -21,8 +21,8 @@ pub(crate) mod compose;
 pub use catalog::{Lag, Lagging};
 pub use inspect::{Inspection, inspect};
 pub use session::Session;
-pub use slot::Dropped;
-pub use wire::{TableFacts, TableKind, TypeFact, Wire};
+pub use slot::{Dropped, Warned};
+pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
 use std::time::Duration;
 
@@ -33,7 +33,12 @@ use tokio::time::timeout;
 use tracing::info;
 use url::Target;
 
-use crate::{config::Config, lsn::Lsn, source::SourceError};
+use crate::{
+    causes::told,
+    config::{Config, Misfit},
+    lsn::Lsn,
+    source::SourceError,
+};
 
 /// What the server may take to begin to stream. It reads nothing before that; what it reads comes after.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -55,18 +60,29 @@ pub struct Prepared {
     pub slot: String,
     /// What the walsender was asked for.
     pub publications: Vec<String>,
+    /// The publication is for tables that it lists, not for all or for whole schemas.
+    pub publication_lists: bool,
+    /// The tables whose rows leave, schema and name; those that come later are not among them.
+    pub tables: Vec<(String, String)>,
     /// Asks how far the slot is behind, while the session lives.
     pub lag: Lag,
 }
 
+/// Whether `source.postgres` can be understood.
+pub fn check(config: &Config) -> Result<(), Misfit> {
+    let parsed = Target::parse(&config.source.postgres);
+    parsed.map(drop).map_err(|error| Misfit::at(&["source", "postgres"], told(&error)))
+}
+
 /// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream. `waiting` is
-/// called when a wait begins.
-pub async fn connect(config: &Config, waiting: impl Fn()) -> Result<(Session, Prepared), SourceError> {
+/// called when a wait begins; `warned` keeps a process from warning of one thing at every start of the stream.
+pub async fn connect(config: &Config, warned: &Warned, waiting: impl Fn()) -> Result<(Session, Prepared), SourceError> {
     let ends = Ends::of(config)?;
     let control = ends.control().await?;
     let slot = config.slot();
     loop {
-        let (publications, confirmed) = control.prepare(config, &waiting).await?;
+        let (plan, confirmed) = control.prepare(config, warned, &waiting).await?;
+        let publications = plan.names;
         let server = control.server().await?;
         let lag = control.lag();
         let mut greeting = ends.greeting(&control).await?;
@@ -94,6 +110,8 @@ pub async fn connect(config: &Config, waiting: impl Fn()) -> Result<(Session, Pr
             database: server.database,
             slot,
             publications,
+            publication_lists: plan.lists_tables,
+            tables: plan.tables,
             lag,
         };
         return Ok((session, prepared));
@@ -115,7 +133,7 @@ struct Ends {
 
 impl Ends {
     fn of(config: &Config) -> Result<Ends, SourceError> {
-        let target = Target::parse(&config.source.postgres).map_err(|error| SourceError::Refused(Box::new(error)))?;
+        let target = Target::parse(&config.source.postgres).map_err(|error| SourceError::Config(Box::new(error)))?;
         let application_name = target.application_name.clone().unwrap_or_else(|| format!("offshoot_{}", config.name));
         let decoding_work_mem = config.source.decoding_work_mem.map(|size| size.as_u64());
         Ok(Ends { target, slot: config.slot(), application_name, decoding_work_mem })

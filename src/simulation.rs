@@ -25,7 +25,7 @@ use crate::{
         assemble::Assembler,
         compose::{self, Cell},
         stream::PostgresSource,
-        wire::{TableFacts, Wire},
+        wire::{Question, TableFacts, Wire},
     },
     sink::{Acknowledgement, RecordBatch, Sink, SinkError, Ticket},
     source::SourceError,
@@ -292,10 +292,10 @@ impl Wire for SimWire {
         Ok(())
     }
 
-    async fn facts(&mut self, _oid: u32) -> Result<Option<TableFacts>, SourceError> {
+    async fn facts(&mut self, _: &Question) -> Result<TableFacts, SourceError> {
         let wait = self.world.borrow_mut().rng.u64(0..20);
         sleep(Duration::from_millis(wait)).await;
-        Ok(Some(TableFacts { primary_key: vec!["id".into()], ..TableFacts::default() }))
+        Ok(TableFacts { primary_key: vec!["id".into()], ..TableFacts::default() })
     }
 
     async fn close(self) {}

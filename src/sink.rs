@@ -117,11 +117,11 @@ pub trait Sink {
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// It passes: connect again and go on from the slot.
-    #[error("{0}")]
-    Passing(#[source] Box<dyn Error + Send + Sync>),
+    #[error(transparent)]
+    Passing(Box<dyn Error + Send + Sync>),
     /// Kafka refuses for good: a right, a setting. The text says how to mend it.
-    #[error("{0}")]
-    Refused(#[source] Box<dyn Error + Send + Sync>),
+    #[error(transparent)]
+    Refused(Box<dyn Error + Send + Sync>),
     /// One record is refused for good, such as one that is larger than the broker takes.
     #[error("{reason}")]
     Record {
@@ -134,7 +134,6 @@ pub enum SinkError {
         /// Bytes of its value.
         size: usize,
         /// What Kafka said, and how to mend it.
-        #[source]
         reason: Box<dyn Error + Send + Sync>,
     },
 }

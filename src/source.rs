@@ -43,18 +43,21 @@ pub trait Source {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// It passes: connect again and go on from the slot.
-    #[error("{0}")]
-    Passing(#[source] Box<dyn Error + Send + Sync>),
+    #[error(transparent)]
+    Passing(Box<dyn Error + Send + Sync>),
     /// Postgres refuses for good: a right, a setting, a name. The text says how to mend it.
-    #[error("{0}")]
-    Refused(#[source] Box<dyn Error + Send + Sync>),
+    #[error(transparent)]
+    Refused(Box<dyn Error + Send + Sync>),
+    /// The config asks for what the database does not have, such as an unknown table.
+    #[error(transparent)]
+    Config(Box<dyn Error + Send + Sync>),
     /// The slot is lost, or not ours: going on would leave a gap.
-    #[error("{0}")]
-    SlotLost(#[source] Box<dyn Error + Send + Sync>),
+    #[error(transparent)]
+    SlotLost(Box<dyn Error + Send + Sync>),
     /// A transaction is too large for memory, and its spill file fails.
     #[error(transparent)]
     Spill(#[from] SpillError),
     /// A message or a row that cannot be decoded.
-    #[error("{0}")]
-    Undecodable(#[source] Box<dyn Error + Send + Sync>),
+    #[error(transparent)]
+    Undecodable(Box<dyn Error + Send + Sync>),
 }

@@ -1,11 +1,12 @@
 //! Again after a passing fault, with backoff and jitter; an exit code after a lasting one.
 
-use std::{error::Error as _, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tracing::{error, info, warn};
 
 use crate::{
+    causes::told,
     exit::Exit,
     format::debezium::EncodeError,
     pipeline::Error,
@@ -62,7 +63,7 @@ where
         }
         let wait = waits.next().unwrap_or(BACKOFF_MAX);
         metrics.set_state(State::Retrying);
-        warn!(retry_in = %humantime::format_duration(wait), "failed to {}", told(&fault));
+        warn!(retry_in = %in_milliseconds(wait), "failed to {}", told(&fault));
         tokio::select! {
             () = &mut shutdown => {
                 info!("stopped while waiting to connect again");
@@ -71,6 +72,11 @@ where
             () = tokio::time::sleep(wait) => metrics.restarts.inc(),
         };
     }
+}
+
+/// As people read it: `202ms`, `3s 40ms`.
+fn in_milliseconds(wait: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(wait.as_millis() as u64))
 }
 
 /// The exit code of a fault that does not pass.
@@ -91,6 +97,7 @@ fn kind(fault: &Error) -> &'static str {
     match fault {
         Error::Source(SourceError::Passing(_)) => "source_passing",
         Error::Source(SourceError::Refused(_)) => "source_refused",
+        Error::Source(SourceError::Config(_)) => "config",
         Error::Source(SourceError::SlotLost(_)) => "slot_lost",
         Error::Source(SourceError::Undecodable(_)) | Error::Encode(_) => "undecodable",
         Error::Source(SourceError::Spill(_)) | Error::Spill { .. } => "spill",
@@ -98,20 +105,6 @@ fn kind(fault: &Error) -> &'static str {
         Error::Sink(SinkError::Refused(_)) => "sink_refused",
         Error::Sink(SinkError::Record { .. }) | Error::Record { .. } => "record_refused",
     }
-}
-
-/// The fault with its causes, each said once.
-fn told(fault: &Error) -> String {
-    let mut text = fault.to_string();
-    let mut cause = fault.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -136,6 +129,7 @@ mod tests {
             |fault: fn(Box<dyn std::error::Error + Send + Sync>) -> SourceError| Error::Source(fault("x".into()));
         let cases = [
             (source(SourceError::Refused), Exit::Source),
+            (source(SourceError::Config), Exit::Config),
             (source(SourceError::SlotLost), Exit::SlotLost),
             (source(SourceError::Undecodable), Exit::Undecodable),
             (Error::Sink(SinkError::Refused("x".into())), Exit::Sink),
@@ -181,11 +175,8 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("start the session")]
-        struct Outer(#[source] std::io::Error);
-        let fault = Error::Source(SourceError::Passing(Box::new(Outer(std::io::Error::other("broken pipe")))));
-        assert_eq!(told(&fault), "start the session: broken pipe");
+    fn waits_are_told_in_whole_milliseconds() {
+        assert_eq!(in_milliseconds(Duration::from_nanos(202_593_749)).to_string(), "202ms");
+        assert_eq!(in_milliseconds(Duration::from_nanos(3_040_000_001)).to_string(), "3s 40ms");
     }
 }

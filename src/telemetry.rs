@@ -315,11 +315,11 @@ impl Metrics {
     }
 }
 
-/// All kinds, so that each is there with 0 before it happens.
-/// The values of the label `kind` of `offshoot_errors_total`.
-pub const ERROR_KINDS: [&str; 8] = [
+/// The values of the label `kind` of `offshoot_errors_total`, so that each is there with 0 before it happens.
+pub const ERROR_KINDS: [&str; 9] = [
     "source_passing",
     "source_refused",
+    "config",
     "slot_lost",
     "undecodable",
     "spill",

@@ -54,12 +54,12 @@ struct Spilled {
 #[derive(Debug, thiserror::Error)]
 pub enum SpillError {
     /// The operating system says no.
-    #[error("use a spill file in {}: {source}; data_dir must be writable and have room", dir.display())]
+    #[error("use a spill file in {}: {cause}; data_dir must be writable and have room", dir.display())]
     Io {
         /// `data_dir`.
         dir: PathBuf,
         /// What it said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The transaction is larger than `limits.spill`.
     #[error("hold a transaction of more than {max} bytes; raise limits.spill")]
@@ -168,10 +168,7 @@ impl Transaction {
         if self.spilled.is_some() {
             self.spill(spill)?;
             let spilled = self.spilled.as_mut().expect("just spilled");
-            spilled
-                .file
-                .seek(SeekFrom::Start(0))
-                .map_err(|source| SpillError::Io { dir: spill.dir.clone(), source })?;
+            spilled.file.seek(SeekFrom::Start(0)).map_err(|cause| SpillError::Io { dir: spill.dir.clone(), cause })?;
         }
         Ok(())
     }
@@ -185,7 +182,7 @@ impl Transaction {
     }
 
     fn spill(&mut self, spill: &Spill) -> Result<(), SpillError> {
-        let failed = |source| SpillError::Io { dir: spill.dir.clone(), source };
+        let failed = |cause| SpillError::Io { dir: spill.dir.clone(), cause };
         if self.spilled.is_none() {
             // Without a name from the start: it is gone when the process is, however that ends.
             let file = tempfile::tempfile_in(&spill.dir).map_err(failed)?;

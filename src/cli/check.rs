@@ -4,11 +4,14 @@ use std::{fmt::Write, future::Future, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    causes::told,
     config::{Config, KafkaConfig},
     exit::Exit,
     finding::{Finding, Level},
+    format::debezium::Encoder,
     kafka::{
         self,
         admin::{KafkaReport, TopicFound},
@@ -22,9 +25,14 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(9);
 /// Kafka's own time is shorter by this, so that it can say what it heard.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long Kafka waits to hear from Postgres which topics there will be.
+const TOPICS_WITHIN: Duration = Duration::from_secs(4);
+
 /// What was found at both ends, each in the order in which it was looked at.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Findings {
+    /// What the config asks for and the servers show to be wrong, such as an unknown table.
+    pub config: Vec<Finding>,
     /// Postgres.
     pub source: Vec<Finding>,
     /// Kafka.
@@ -33,22 +41,47 @@ pub struct Findings {
 
 /// Asks both servers, prints what they say, and gives the exit code.
 pub async fn check(config: &Config, json: bool) -> Exit {
-    let findings = Findings::gather(ask_postgres(config), ask_kafka(config)).await;
+    let (tell, topics) = oneshot::channel();
+    let mut misfits = Vec::new();
+    let mut findings = Findings::gather(ask_postgres(config, &mut misfits, tell), ask_kafka(config, topics)).await;
+    findings.config = misfits;
     anstream::print!("{}", if json { findings.json() } else { findings.page() });
     findings.exit()
 }
 
-async fn ask_postgres(config: &Config) -> Vec<Finding> {
-    match postgres::inspect(config).await {
-        Ok(inspection) => inspection.findings,
-        Err(error) => vec![Finding { level: Level::Cross, what: format!("failed to {error}"), mend: None }],
+async fn ask_postgres(
+    config: &Config,
+    misfits: &mut Vec<Finding>,
+    topics: oneshot::Sender<Vec<String>>,
+) -> Vec<Finding> {
+    let inspection = postgres::inspect(config).await;
+    misfits.extend(inspection.misfits);
+    match topics_of(config, &inspection.tables) {
+        // Kafka may have stopped waiting, and says what it can.
+        Ok(names) => drop(topics.send(names)),
+        Err(misfit) => misfits.push(misfit),
     }
+    inspection.findings
 }
 
-async fn ask_kafka(config: &Config) -> Vec<Finding> {
+/// The topics that the tables' rows go to.
+fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>, Finding> {
+    let misfit = |error: &dyn std::error::Error| {
+        let text = format!("failed to {}", told(error));
+        let (what, mend) = text.split_once("; ").unwrap_or((&text, "set `changes.topic`"));
+        Finding::cross(what.into(), mend.into())
+    };
+    let encoder = Encoder::new(&config.name, "", config.changes()).map_err(|error| misfit(&error))?;
+    encoder.topics(tables).map_err(|error| misfit(&error))
+}
+
+async fn ask_kafka(config: &Config, topics: oneshot::Receiver<Vec<String>>) -> Vec<Finding> {
     let owned = config.clone();
+    let end = Instant::now() + ANSWER_WITHIN - GRACE;
+    let topics = tokio::time::timeout(TOPICS_WITHIN, topics).await.ok().and_then(Result::ok).unwrap_or_default();
     // librdkafka waits in its own way, so it waits on a thread of its own, and ends before we stop waiting for it.
-    let report = tokio::task::spawn_blocking(move || kafka::admin::inspect(&owned, &[], ANSWER_WITHIN - GRACE)).await;
+    let report =
+        tokio::task::spawn_blocking(move || kafka::admin::inspect(&owned, &topics, end - Instant::now())).await;
     of_kafka(&report.expect("inspect does not panic"), &config.sink.kafka)
 }
 
@@ -60,12 +93,15 @@ impl Findings {
     ) -> Findings {
         let (source, sink) =
             tokio::join!(answer(source, "Postgres", "source.postgres"), answer(sink, "Kafka", "sink.kafka.brokers"));
-        Findings { source, sink }
+        Findings { config: Vec::new(), source, sink }
     }
 
     /// 0 without a cross, else the code of the side that has the first one.
     pub fn exit(&self) -> Exit {
         let has_cross = |side: &[Finding]| side.iter().any(|finding| finding.level == Level::Cross);
+        if has_cross(&self.config) {
+            return Exit::Config;
+        }
         match (has_cross(&self.source), has_cross(&self.sink)) {
             (true, _) => Exit::Source,
             (false, true) => Exit::Sink,
@@ -73,7 +109,7 @@ impl Findings {
         }
     }
 
-    /// As a JSON array: `side` (`source` or `sink`), `level` (`ok`, `warning` or `cross`), `what`, `mend`.
+    /// As a JSON array: `side` (`config`, `source` or `sink`), `level` (`ok`, `warning` or `cross`), `what`, `mend`.
     pub fn json(&self) -> String {
         #[derive(Serialize)]
         struct Object<'a> {
@@ -81,16 +117,17 @@ impl Findings {
             #[serde(flatten)]
             finding: &'a Finding,
         }
-        let source = self.source.iter().map(|finding| Object { side: "source", finding });
-        let sink = self.sink.iter().map(|finding| Object { side: "sink", finding });
-        let objects: Vec<_> = source.chain(sink).collect();
+        let sides = [("config", &self.config), ("source", &self.source), ("sink", &self.sink)];
+        let objects = sides.iter().flat_map(|(side, findings)| findings.iter().map(|finding| Object { side, finding }));
+        let objects: Vec<_> = objects.collect();
         serde_json::to_string_pretty(&objects).expect("findings are plain text and enums") + "\n"
     }
 
     /// For people, with colours; print it through `anstream`, which takes them out where they are not wanted.
     pub fn page(&self) -> String {
         let mut page = String::new();
-        for (title, findings) in [("Postgres", &self.source), ("Kafka", &self.sink)] {
+        let config = (!self.config.is_empty()).then_some(("Config", &self.config));
+        for (title, findings) in config.into_iter().chain([("Postgres", &self.source), ("Kafka", &self.sink)]) {
             let bold = Style::new().bold();
             writeln!(page, "{bold}{title}{bold:#}").expect("writing to a String cannot fail");
             findings.iter().for_each(|finding| paint(finding, &mut page));
@@ -100,7 +137,7 @@ impl Findings {
     }
 
     fn verdict(&self) -> String {
-        let all = || self.source.iter().chain(&self.sink);
+        let all = || self.config.iter().chain(&self.source).chain(&self.sink);
         let count = |level| all().filter(|finding| finding.level == level).count();
         let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
         match (count(Level::Cross), count(Level::Warning)) {
@@ -198,6 +235,7 @@ mod tests {
 
     fn findings() -> Findings {
         Findings {
+            config: Vec::new(),
             source: vec![
                 Finding::ok("PostgreSQL 17.5, database shop".into()),
                 Finding::cross(
@@ -250,9 +288,21 @@ not ready: 1 thing to mend
     fn the_first_cross_decides_the_exit_code() {
         let cross = || vec![Finding::cross("x".into(), "y".into())];
         let ok = || vec![Finding::ok("x".into()), Finding::warning("x".into(), "y".into())];
-        assert_eq!(Findings { source: ok(), sink: ok() }.exit(), Exit::Clean);
-        assert_eq!(Findings { source: ok(), sink: cross() }.exit(), Exit::Sink);
-        assert_eq!(Findings { source: cross(), sink: cross() }.exit(), Exit::Source);
+        assert_eq!(Findings { source: ok(), sink: ok(), ..Findings::default() }.exit(), Exit::Clean);
+        assert_eq!(Findings { source: ok(), sink: cross(), ..Findings::default() }.exit(), Exit::Sink);
+        assert_eq!(Findings { source: cross(), sink: cross(), ..Findings::default() }.exit(), Exit::Source);
+    }
+
+    #[test]
+    fn what_the_config_asks_for_in_vain_comes_first() {
+        let cross = Finding::cross("failed to find a table".into(), "the nearest is a.b".into());
+        let findings = Findings { config: vec![cross], ..findings() };
+        assert_eq!(findings.exit(), Exit::Config);
+        assert!(
+            plain(&findings.page())
+                .starts_with("Config\n  ✗ failed to find a table\n      the nearest is a.b\n\nPostgres\n")
+        );
+        assert!(findings.json().contains("\"side\": \"config\""));
     }
 
     #[test]
@@ -305,7 +355,7 @@ not ready: 1 thing to mend
             }],
             ..KafkaReport::default()
         };
-        let findings = Findings { source: Vec::new(), sink: of_kafka(&report, &config) };
+        let findings = Findings { sink: of_kafka(&report, &config), ..Findings::default() };
         assert_eq!(
             plain(&findings.page()),
             "\

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use crate::{
+    causes::told,
     config::Config,
     exit::Exit,
     postgres::{self, Dropped},
@@ -66,7 +67,7 @@ pub async fn drop(config: &Config, yes: bool) -> Exit {
             Exit::Clean
         }
         Err(error) => {
-            anstream::eprintln!("failed to {error}");
+            anstream::eprintln!("failed to {}", told(&error));
             Exit::Source
         }
     }

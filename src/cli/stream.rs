@@ -14,7 +14,7 @@ use crate::{
     kafka::producer::KafkaSink,
     ledger::Ledger,
     pipeline::{Error, Pipeline},
-    postgres::{self, Lag, assemble::Assembler, stream::PostgresSource, tables::Patterns},
+    postgres::{self, Lag, Warned, assemble::Assembler, stream::PostgresSource, tables::Patterns},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
@@ -36,16 +36,17 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
         return Exit::Config;
     }
     info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = "at_least_once", "starting");
-    let attempt = || attempt(config, metrics, &shutdown);
+    let warned = Warned::default();
+    let attempt = || attempt(config, metrics, &warned, &shutdown);
     supervisor::run(attempt, shutdown.cancelled(), fastrand::u64(..), metrics).await
 }
 
-async fn attempt(config: &Config, metrics: &Metrics, shutdown: &CancellationToken) -> Attempt {
+async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: &CancellationToken) -> Attempt {
     metrics.set_state(State::Starting);
     let connected = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Attempt { result: Ok(()), progressed: false },
-        connected = connect(config, metrics) => connected,
+        connected = connect(config, metrics, warned) => connected,
     };
     let (mut pipeline, lag) = match connected {
         Ok(connected) => connected,
@@ -68,21 +69,25 @@ async fn attempt(config: &Config, metrics: &Metrics, shutdown: &CancellationToke
 type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;
 
 /// Takes the slot, then starts the producer.
-async fn connect<'a>(config: &Config, metrics: &'a Metrics) -> Result<(Connected<'a>, Lag), Error> {
-    let (session, prepared) = postgres::connect(config, || metrics.set_state(State::WaitingForSlot)).await?;
+async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> Result<(Connected<'a>, Lag), Error> {
+    let (session, prepared) = postgres::connect(config, warned, || metrics.set_state(State::WaitingForSlot)).await?;
     let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
     let spill =
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
-    let refused = |why: String| SourceError::Refused(why.into());
-    let patterns = patterns(config).map_err(refused)?;
-    let wanted = Box::new(move |schema: &str, table: &str, ancestors: &[(String, String)]| {
-        patterns.want(schema, table, ancestors)
+    let misfit = |why: String| SourceError::Config(why.into());
+    let patterns = patterns(config).map_err(misfit)?;
+    let encoder = encoder(config, &prepared.database).map_err(misfit)?;
+    // Before anything is published; a table that comes later is looked at when it comes.
+    encoder.topics(&prepared.tables).map_err(|error| misfit(error.to_string()))?;
+    let wanted = Box::new(move |schema: &str, table: &str, ancestors: Option<&[(String, String)]>| match ancestors {
+        Some(ancestors) => patterns.want(schema, table, ancestors),
+        None => patterns.want_gone(schema, table, prepared.publication_lists),
     });
     let source = PostgresSource::new(session, Assembler::new(wanted, spill), prepared.confirmed, now);
     let pipeline = Pipeline {
         source,
         sink: KafkaSink::connect(&config.sink.kafka, &config.name, memory as usize)?,
-        encoder: encoder(config, &prepared.database).map_err(refused)?,
+        encoder,
         ledger: Ledger::new(prepared.confirmed),
         in_flight_bytes_max: memory,
         clock: now,

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 
 use super::{
-    ChangesConfig, Config, KafkaConfig,
+    ChangesConfig, Config, KafkaConfig, Misfit,
     fault::Flaw,
     tree::{Node, Value},
     walk,
@@ -73,35 +73,7 @@ fn check_kafka(kafka: &KafkaConfig, tree: &Node) -> Result<(), Flaw> {
         let said = "`sink.kafka.topics.replication` must be from 1 to 32767, or -1 for the broker's own default";
         return refuse(&["topics", "replication"], said.into());
     }
-    for (key, value) in &kafka.properties {
-        if let Some(why) = owned(key, &value.0) {
-            return refuse(&["properties", key], format!("`{key}` cannot be set in `sink.kafka.properties`: {why}"));
-        }
-    }
     Ok(())
-}
-
-/// Why a property is not the user's to set; `None` when it is, or when it says what we say.
-fn owned(key: &str, value: &str) -> Option<&'static str> {
-    let says = |ours: &[&str]| ours.contains(&value);
-    match key {
-        "bootstrap.servers" | "metadata.broker.list" => Some("`sink.kafka.brokers` says it"),
-        "enable.idempotence" if !says(&["true"]) => Some("without it, a retry can change the order of records"),
-        "acks" | "request.required.acks" if !says(&["all", "-1"]) => {
-            Some("Postgres may forget only what all in-sync replicas have; write `all` or remove it")
-        }
-        "partitioner" if !says(&["murmur2_random"]) => {
-            Some("keys go to the partitions that Java's clients would choose, by murmur2_random; remove it")
-        }
-        "delivery.report.only.error" if !says(&["false"]) => {
-            Some("delivery reports say what Postgres may forget; remove it")
-        }
-        "transactional.id" | "transaction.timeout.ms" => {
-            Some("it belongs to exactly_once, which is not in this version")
-        }
-        "queue.buffering.max.messages" | "queue.buffering.max.kbytes" => Some("`limits.memory` says it"),
-        _ => None,
-    }
 }
 
 fn check_changes(changes: &ChangesConfig, tree: &Node) -> Result<(), Flaw> {
@@ -151,6 +123,12 @@ fn bad_template(template: &str) -> Option<String> {
 fn is_word(text: &str, len_max: usize) -> bool {
     (1..=len_max).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// What a module found, with its place.
+pub(super) fn misfit(misfit: Misfit, tree: &Node) -> Flaw {
+    let path: Vec<_> = misfit.path.iter().map(String::as_str).collect();
+    locate(tree, &path, misfit.said)
 }
 
 /// A flaw at `path`, or at what stands above it when the value is a default.

@@ -18,6 +18,8 @@ mod value;
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
+use tracing::warn;
+
 use self::value::Encoding;
 pub use self::{
     topic::{TemplateError, TopicError},
@@ -96,12 +98,12 @@ pub enum EncodeError {
         expected: usize,
     },
     /// The table has no topic.
-    #[error("{source}; met at {lsn}")]
+    #[error("{cause}; met at {lsn}")]
     Topic {
         /// Where the change stands.
         lsn: Lsn,
         /// What is the matter, and how to mend it.
-        source: TopicError,
+        cause: TopicError,
     },
 }
 
@@ -116,6 +118,11 @@ impl Encoder {
             last: 0,
             stamp: Stamp::new(name, database),
         })
+    }
+
+    /// The topics that rows of these tables, schema and name, would go to; each once.
+    pub fn topics(&self, tables: &[(String, String)]) -> Result<Vec<String>, TopicError> {
+        self.topics.all(tables)
     }
 
     /// Appends the change's records to `out`: one, or two with the tombstone of a delete, or three when a row's key
@@ -186,8 +193,14 @@ impl Encoder {
         }
         let known = self.by_oid.get(&table.oid).copied();
         if known.is_none_or(|at| self.plans[at].table.version != table.version) {
-            let topic = self.topics.of(table).map_err(|source| EncodeError::Topic { lsn: change.lsn, source })?;
+            let topic = self.topics.of(table).map_err(|cause| EncodeError::Topic { lsn: change.lsn, cause })?;
             let plan = Plan::new(table, topic, self.decimal);
+            let left_out = self.left_out(table).join(", ");
+            if !left_out.is_empty() {
+                // Once per shape of the table, so once in a while.
+                let table = format!("{}.{}", table.schema, table.name);
+                warn!(%table, columns = %left_out, "records have no such columns: Debezium leaves out their types");
+            }
             match known {
                 Some(at) => self.plans[at] = plan,
                 None => {

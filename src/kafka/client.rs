@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use rdkafka::{
+    client::ClientContext,
     config::{ClientConfig, RDKafkaLogLevel},
     error::KafkaError,
+    producer::{BaseProducer, DeliveryResult, ProducerContext},
     types::RDKafkaConfRes,
 };
 
-use crate::config::KafkaConfig;
+use crate::config::{Config, KafkaConfig, Misfit};
 
 /// A property of `sink.kafka.properties` that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PropertyError {
     /// librdkafka has no such property.
-    #[error("use sink.kafka.properties.{name}: librdkafka knows no such property{}", nearest.map(|n| format!("; did you mean {n}?")).unwrap_or_default())]
+    #[error("`sink.kafka.properties.{name}`: librdkafka knows no such property{}", nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     Unknown {
         /// As written in the config.
         name: String,
@@ -22,7 +24,7 @@ pub enum PropertyError {
         nearest: Option<&'static str>,
     },
     /// librdkafka does not take the value.
-    #[error("use sink.kafka.properties.{name}: {reason}")]
+    #[error("`sink.kafka.properties.{name}`: {reason}")]
     Invalid {
         /// As written in the config.
         name: String,
@@ -30,7 +32,7 @@ pub enum PropertyError {
         reason: String,
     },
     /// What is promised rests on the value that we set.
-    #[error("use sink.kafka.properties.{name}: it cannot be set there, {mend}")]
+    #[error("`sink.kafka.properties.{name}` cannot be set there: {mend}")]
     Owned {
         /// As written in the config.
         name: String,
@@ -38,7 +40,7 @@ pub enum PropertyError {
         mend: &'static str,
     },
     /// Two names of one property.
-    #[error("use sink.kafka.properties: {first} and {second} are two names of one property; keep one")]
+    #[error("`sink.kafka.properties`: `{first}` and `{second}` are two names of one property; keep one")]
     Twice {
         /// One name.
         first: String,
@@ -46,10 +48,10 @@ pub enum PropertyError {
         second: String,
     },
     /// Nobody to connect to.
-    #[error("use sink.kafka.brokers: it names no broker; write host:port, with commas between several")]
+    #[error("`sink.kafka.brokers` names no broker; write `host:port`, with commas between several")]
     NoBroker,
     /// The properties do not go together.
-    #[error("use sink.kafka.properties: {0}")]
+    #[error("`sink.kafka.properties`: {0}")]
     Together(String),
 }
 
@@ -62,8 +64,6 @@ const MESSAGE_BYTES_MAX: u32 = 100_000_000;
 const DEFAULTS: &[(&str, &str)] = &[
     // Halves what is sent and what the broker spends.
     ("compression.codec", "lz4"),
-    // As Java's clients choose a partition, so that a key written by either lands in one place.
-    ("partitioner", "murmur2_random"),
     // Batches form by themselves while earlier ones are on their way.
     ("queue.buffering.max.ms", "0"),
     ("batch.size", "1000000"),
@@ -77,20 +77,30 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("log.connection.close", "false"),
 ];
 
-/// What nobody but us may set, and what to do instead.
-const OWNED: &[(&str, &str)] = &[
-    ("metadata.broker.list", "brokers are named in sink.kafka.brokers"),
-    ("enable.idempotence", "order per key rests on it: it is always true"),
-    ("request.required.acks", "nothing is confirmed to Postgres before all replicas have it: it is always all"),
-    ("enable.gapless.guarantee", "order per key rests on it: it is always true"),
-    ("queuing.strategy", "order per key rests on it: it is always fifo"),
-    ("transactional.id", "sink.kafka.delivery decides it"),
-    ("allow.auto.create.topics", "topics are made as sink.kafka.topics says: it is always false"),
-    ("delivery.report.only.error", "every acknowledgement counts: it is always false"),
-    ("queue.buffering.max.messages", "what may be in flight follows from limits.memory"),
-    ("queue.buffering.max.kbytes", "what may be in flight follows from limits.memory"),
-    ("log.queue", "logs are routed by us"),
-    ("log_level", "use the log filter of this program"),
+/// What is ours to set: the only values that may be written, if any, and why not another.
+const OWNED: &[(&str, &[&str], &str)] = &[
+    ("metadata.broker.list", &[], "`sink.kafka.brokers` says it"),
+    ("enable.idempotence", &["true"], "without it, a retry can change the order of records; remove it"),
+    ("enable.gapless.guarantee", &["true"], "without it, a later record can overtake one that fails; remove it"),
+    (
+        "request.required.acks",
+        &["all", "-1"],
+        "Postgres may forget only what all in-sync replicas have; write `all` or remove it",
+    ),
+    ("queuing.strategy", &["fifo"], "order per key rests on it; remove it"),
+    (
+        "partitioner",
+        &["murmur2_random"],
+        "keys go to the partitions that Java's clients would choose, by murmur2_random; remove it",
+    ),
+    ("transactional.id", &[], "it belongs to exactly_once, which is not in this version; remove it"),
+    ("transaction.timeout.ms", &[], "it belongs to exactly_once, which is not in this version; remove it"),
+    ("allow.auto.create.topics", &["false"], "topics are made as `sink.kafka.topics` says; remove it"),
+    ("delivery.report.only.error", &["false"], "delivery reports say what Postgres may forget; remove it"),
+    ("queue.buffering.max.messages", &[], "`limits.memory` says it"),
+    ("queue.buffering.max.kbytes", &[], "`limits.memory` says it"),
+    ("log.queue", &[], "logs are routed by us; remove it"),
+    ("log_level", &[], "`--log` says it"),
 ];
 
 /// Second names that librdkafka takes, and the first.
@@ -167,6 +177,46 @@ const KNOWN: &[&str] = &[
     "topic.metadata.refresh.interval.ms",
 ];
 
+impl PropertyError {
+    /// The keys in the config that lead to it.
+    fn path(&self) -> Vec<&str> {
+        let properties = ["sink", "kafka", "properties"];
+        match self {
+            Self::Unknown { name, .. } | Self::Invalid { name, .. } | Self::Owned { name, .. } => {
+                [&properties[..], &[name]].concat()
+            }
+            Self::Twice { second, .. } => [&properties[..], &[second]].concat(),
+            Self::NoBroker => vec!["sink", "kafka", "brokers"],
+            Self::Together(_) => properties.to_vec(),
+        }
+    }
+}
+
+/// Whether librdkafka takes `sink.kafka.properties`, one by one and together; also reads the files that they name.
+pub fn check(config: &Config) -> Result<(), Misfit> {
+    let misfit = |error: PropertyError| Misfit::at(&error.path(), error.to_string());
+    let mut properties = producer_properties(&config.sink.kafka, &config.name).map_err(misfit)?;
+    // A client without brokers says whether it can be, and connects to nobody.
+    properties.remove("metadata.broker.list");
+    match properties.create_with_context::<_, BaseProducer<Silent>>(Silent) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(misfit(refused_together(&error))),
+    }
+}
+
+/// Hears nothing: what a client without brokers says is no news.
+struct Silent;
+
+impl ClientContext for Silent {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ProducerContext for Silent {
+    type DeliveryOpaque = ();
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
 /// The properties of a client that asks and administers: whom to reach, and as whom.
 pub fn admin_properties(config: &KafkaConfig, name: &str) -> Result<ClientConfig, PropertyError> {
     let mut properties = producer_properties(config, name)?;
@@ -201,6 +251,8 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
     client
         .set("metadata.broker.list", &config.brokers)
         .set("enable.idempotence", "true")
+        // As Java's clients choose a partition, so that a key written by either lands in one place.
+        .set("partitioner", "murmur2_random")
         .set("request.required.acks", "all")
         // A record that fails for good must not be overtaken by later ones of its partition.
         .set("enable.gapless.guarantee", "true")
@@ -230,12 +282,9 @@ pub(crate) fn refused_together(error: &KafkaError) -> PropertyError {
 
 fn try_property(name: &str, value: &str) -> Result<(), PropertyError> {
     let first = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, first)| first);
-    if let Some((_, mend)) = OWNED.iter().find(|(owned, _)| *owned == first) {
-        return Err(PropertyError::Owned { name: name.to_owned(), mend });
-    }
-    if (first, value) == ("partitioner", "random") {
-        let mend = "order per key needs a partitioner that looks at the key";
-        return Err(PropertyError::Owned { name: name.to_owned(), mend });
+    if let Some((_, allowed, mend)) = OWNED.iter().find(|(owned, ..)| *owned == first) {
+        let same = allowed.contains(&value);
+        return if same { Ok(()) } else { Err(PropertyError::Owned { name: name.to_owned(), mend }) };
     }
     match ClientConfig::new().set(name, value).create_native_config() {
         Ok(_) => Ok(()),
@@ -297,7 +346,7 @@ mod tests {
     #[test]
     fn two_names_of_one_property_are_refused() {
         let text = refusal(&[("linger.ms", "1"), ("queue.buffering.max.ms", "2")]);
-        assert!(text.contains("linger.ms and queue.buffering.max.ms are two names of one property"), "{text}");
+        assert!(text.contains("`linger.ms` and `queue.buffering.max.ms` are two names of one property"), "{text}");
     }
 
     #[test]
@@ -312,10 +361,37 @@ mod tests {
             ("transactional.id", "mine"),
             ("queue.buffering.max.kbytes", "1"),
             ("partitioner", "random"),
+            ("partitioner", "murmur2"),
+            ("partitioner", "consistent_random"),
+            ("transaction.timeout.ms", "1000"),
         ] {
             let text = refusal(&[(name, value)]);
-            assert!(text.starts_with(&format!("use sink.kafka.properties.{name}: it cannot be set there")), "{text}");
+            assert!(text.starts_with(&format!("`sink.kafka.properties.{name}` cannot be set there: ")), "{text}");
         }
+        for (name, value) in
+            [("enable.idempotence", "true"), ("acks", "all"), ("acks", "-1"), ("partitioner", "murmur2_random")]
+        {
+            let properties = producer_properties(&config(&[(name, value)]), "shop").unwrap();
+            assert_eq!(properties.get("partitioner"), Some("murmur2_random"));
+            assert_eq!(properties.get("request.required.acks"), Some("all"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_key() {
+        let path = |properties: &[(&str, &str)]| {
+            let text = "{ name: shop, source: { postgres: x }, changes: { tables: [a.b] }, \
+                        sink: { kafka: { brokers: \"k:1\", delivery: at_least_once } } }";
+            let mut whole = Config::parse(text, "c", &|_| None).unwrap();
+            whole.sink.kafka = config(properties);
+            check(&whole).map_err(|misfit| misfit.path.join("."))
+        };
+        assert_eq!(path(&[("linger.ms", "5")]), Ok(()));
+        assert_eq!(path(&[("linger.sm", "5")]).unwrap_err(), "sink.kafka.properties.linger.sm");
+        assert_eq!(path(&[("acks", "1")]).unwrap_err(), "sink.kafka.properties.acks");
+        assert_eq!(path(&[("max.in.flight", "6")]).unwrap_err(), "sink.kafka.properties");
+        let no_file = [("security.protocol", "ssl"), ("ssl.ca.location", "/nonexistent/ca.pem")];
+        assert_eq!(path(&no_file).unwrap_err(), "sink.kafka.properties");
     }
 
     #[test]
@@ -323,14 +399,14 @@ mod tests {
         let text = refusal(&[("compresion.type", "zstd")]);
         assert_eq!(
             text,
-            "use sink.kafka.properties.compresion.type: librdkafka knows no such property; did you mean compression.type?"
+            "`sink.kafka.properties.compresion.type`: librdkafka knows no such property; did you mean `compression.type`?"
         );
     }
 
     #[test]
     fn a_value_that_is_not_one_is_refused_in_librdkafkas_words() {
         let text = refusal(&[("compression.type", "rar")]);
-        assert!(text.starts_with("use sink.kafka.properties.compression.type: Invalid value \"rar\""), "{text}");
+        assert!(text.starts_with("`sink.kafka.properties.compression.type`: Invalid value \"rar\""), "{text}");
     }
 
     #[test]

@@ -15,13 +15,14 @@ use crate::{
     lsn::Lsn,
     postgres::{
         pgoutput::{DecodeError, Message, Relation},
-        wire::TableFacts,
+        wire::{Question, TableFacts},
     },
     transaction::{Spill, SpillError, Transaction},
 };
 
-/// Says whether the rows of `schema`.`table`, a partition of the tables that follow, are asked for.
-pub type Wanted = Box<dyn Fn(&str, &str, &[(String, String)]) -> bool>;
+/// Says whether the rows of `schema`.`table`, a partition of the tables that follow, are asked for. Of a table that is gone
+/// nobody knows whose partition it was: `None`.
+pub type Wanted = Box<dyn Fn(&str, &str, Option<&[(String, String)]>) -> bool>;
 
 /// Turns messages into transactions.
 pub struct Assembler {
@@ -68,8 +69,8 @@ struct ShapeColumn {
 pub enum Step {
     /// More messages are needed.
     More,
-    /// `answer` must be given what the catalog says of this table before the next message.
-    Ask(u32),
+    /// `answer` must be given what the catalog says of this before the next message.
+    Ask(Question),
     /// A transaction is whole.
     Done(Transaction),
 }
@@ -183,9 +184,8 @@ impl Assembler {
             Message::Begin { commit, xid, .. } => self.begin(commit, xid)?,
             Message::Commit { commit, end, time } => return self.commit(commit, end, time),
             Message::Relation(relation) => {
-                let oid = relation.oid;
-                self.asked = Some(Shape::of(&relation));
-                return Ok(Step::Ask(oid));
+                let shape = self.asked.insert(Shape::of(&relation));
+                return Ok(Step::Ask(shape.question()));
             }
             Message::Type { oid, schema, name } => {
                 self.types.insert(oid, (schema.into(), name.into()));
@@ -198,10 +198,10 @@ impl Assembler {
     }
 
     /// Completes the shape that `push` asked about.
-    pub fn answer(&mut self, facts: Option<TableFacts>) {
+    pub fn answer(&mut self, facts: TableFacts) {
         let Some(shape) = self.asked.take() else { return };
-        let facts = facts.unwrap_or_default();
-        let wanted = (self.wanted)(&shape.schema, &shape.name, &facts.ancestors);
+        let ancestors = (!facts.gone).then_some(facts.ancestors.as_slice());
+        let wanted = (self.wanted)(&shape.schema, &shape.name, ancestors);
         let oid = shape.oid;
         let table = wanted.then(|| {
             self.versions += 1;
@@ -278,6 +278,11 @@ impl Shape {
             identity: relation.identity,
             columns: columns.collect(),
         }
+    }
+
+    fn question(&self) -> Question {
+        let types = self.columns.iter().map(|c| c.type_oid).filter(|&oid| Type::from_oid(oid).is_none());
+        Question { table: self.oid, types: types.collect() }
     }
 
     fn complete(self, version: u64, facts: &TableFacts, types: &HashMap<u32, (String, String)>) -> Table {
@@ -358,7 +363,7 @@ mod tests {
 
     fn tell(assembler: &mut Assembler, relation: &[u8], facts: TableFacts) {
         assert!(matches!(push(assembler, 0, relation), Ok(Step::Ask(_))));
-        assembler.answer(Some(facts));
+        assembler.answer(facts);
     }
 
     fn names(table: &Table) -> Vec<&str> {
@@ -479,7 +484,8 @@ mod tests {
     #[test]
     fn who_asks_for_a_table_is_told_its_ancestors() {
         let spill = Spill { dir: std::env::temp_dir(), memory_max: 1, file_max: 1 };
-        let wanted: Wanted = Box::new(|_, _, ancestors| ancestors.iter().any(|(_, name)| name == "root"));
+        let root = |ancestors: &[(String, String)]| ancestors.iter().any(|(_, name)| name == "root");
+        let wanted: Wanted = Box::new(move |_, _, ancestors| ancestors.is_none_or(root));
         let mut assembler = Assembler::new(wanted, spill);
         let facts = TableFacts { ancestors: vec![("public".into(), "root".into())], ..TableFacts::default() };
         tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), facts);

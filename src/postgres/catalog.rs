@@ -6,17 +6,17 @@ use std::{
     time::Duration,
 };
 
-use postgres_types::{Kind, Oid, PgLsn, Type};
+use postgres_types::{Kind, Oid, PgLsn, ToSql, Type};
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{Client, NoTls, Row};
 
 use super::{
     connect::{address, connect},
-    fault::{Fault, Step, Who, sort, with_causes},
+    fault::{Fault, Step, Who, sort},
     url::{Host, Target},
-    wire::{TableFacts, TableKind, TypeFact},
+    wire::{Question, TableFacts, TableKind, TypeFact},
 };
-use crate::{lsn::Lsn, source::SourceError};
+use crate::{causes::told, lsn::Lsn, source::SourceError};
 
 /// A question that takes longer is given up and asked again later: nothing may hang behind a lock of the monolith's.
 const STATEMENT_TIMEOUT: &str = "30s";
@@ -58,6 +58,8 @@ pub(crate) struct CatalogTable {
     pub(crate) name: String,
     /// Schema and name of the root, for a partition.
     pub(crate) root: Option<(String, String)>,
+    /// A partitioned table has no rows of its own: they are its partitions'.
+    pub(crate) partitioned: bool,
     /// Unlogged tables are not in the log.
     pub(crate) unlogged: bool,
     /// Publishing its updates and deletes breaks nothing: the log can name its old rows.
@@ -113,7 +115,7 @@ impl Control {
         tokio::spawn(async move {
             let why = match connection.await {
                 Ok(()) => "it was closed".to_owned(),
-                Err(error) => with_causes(&error),
+                Err(error) => told(&error),
             };
             tell.send_replace(Some(why));
         });
@@ -141,11 +143,7 @@ impl Control {
         Fault::ControlLost { address: self.who.address.clone(), why }.passing()
     }
 
-    pub(crate) async fn query(
-        &self,
-        sql: &str,
-        parameters: &[&(dyn postgres_types::ToSql + Sync)],
-    ) -> Result<Vec<Row>, SourceError> {
+    pub(crate) async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, SourceError> {
         let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
         let asked = timeout(ANSWER_TIMEOUT, self.client.query(sql, parameters)).await.map_err(late)?;
         asked.map_err(|error| sort(error, Step::Ask, &self.who))
@@ -156,16 +154,19 @@ impl Control {
         Ok(rows[0].get(0))
     }
 
-    /// What the catalog says of a table; `None` when it is gone.
-    pub(crate) async fn facts(&self, oid: u32) -> Result<Option<TableFacts>, SourceError> {
+    /// What the catalog says of a table and of types.
+    pub(crate) async fn facts(&self, question: &Question) -> Result<TableFacts, SourceError> {
         // Sent together, answered one after the other.
-        let asked: [&(dyn postgres_types::ToSql + Sync); 1] = [&oid];
-        let (table, types) = tokio::try_join!(self.query(TABLE, &asked), self.query(TYPES, &asked))?;
-        let Some(table) = table.first() else { return Ok(None) };
+        let (table, types): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
+            ([&question.table], [&question.types]);
+        let (table, types) = tokio::try_join!(self.query(TABLE, &table), self.query(TYPES, &types))?;
+        let known = types.iter().map(known_type).collect::<HashMap<_, _>>();
+        let types = known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect();
+        let Some(table) = table.first() else { return Ok(TableFacts { gone: true, types, ..TableFacts::default() }) };
         let names = |column| table.get::<_, Option<Vec<String>>>(column).unwrap_or_default();
         let ancestors = names("ancestor_schemas").into_iter().zip(names("ancestor_names")).collect();
-        let known = types.iter().map(known_type).collect::<HashMap<_, _>>();
-        Ok(Some(TableFacts {
+        Ok(TableFacts {
+            gone: false,
             schema: table.get("schema"),
             name: table.get("name"),
             kind: if table.get::<_, &str>("kind") == "p" { TableKind::Partitioned } else { TableKind::Table },
@@ -173,8 +174,8 @@ impl Control {
             primary_key: names("primary_key"),
             identity_index: names("identity_index"),
             unique: table.get("unique_key"),
-            types: known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect(),
-        }))
+            types,
+        })
     }
 
     /// The server, and our role on it.
@@ -203,6 +204,7 @@ impl Control {
             schema: row.get("schema"),
             name: row.get("name"),
             root: row.get::<_, Option<String>>("root_schema").zip(row.get("root_name")),
+            partitioned: row.get("partitioned"),
             unlogged: row.get("unlogged"),
             identified: row.get("identified"),
         };
@@ -333,10 +335,10 @@ SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = $1 AND c.relkind IN ('r', 'p')";
 
-/// Every type of the table's columns that is not built in, and what those are made of.
+/// Types, and what they are made of, as far as it is not built in.
 const TYPES: &str = "
 WITH RECURSIVE made(oid) AS (
-  SELECT atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+  SELECT unnest($1::oid[])
   UNION
   SELECT part.oid FROM made JOIN pg_type t ON t.oid = made.oid LEFT JOIN pg_range r ON t.oid IN (r.rngtypid, r.rngmultitypid),
     LATERAL (VALUES (t.typbasetype), (t.typelem), (r.rngsubtype)) part(oid) WHERE part.oid <> 0
@@ -381,7 +383,7 @@ WITH own AS (
     AND n.nspname <> 'information_schema'
 )
 SELECT o.nspname AS schema, o.relname AS name, root.nspname AS root_schema, root.relname AS root_name,
-  o.relpersistence = 'u' AS unlogged,
+  o.relkind = 'p' AS partitioned, o.relpersistence = 'u' AS unlogged,
   CASE o.relkind WHEN 'p' THEN o.keyed AND NOT EXISTS (
       SELECT FROM pg_partition_tree(o.oid) t JOIN own leaf ON leaf.oid = t.relid
       WHERE t.isleaf AND leaf.relkind = 'r' AND NOT leaf.identified)

@@ -168,19 +168,19 @@ async fn start_tls(mut tcp: TcpStream, tls: &Tls, host: &Host) -> Result<Stream,
     let name = match host.name.parse::<IpAddr>() {
         Ok(ip) => ServerName::from(ip),
         Err(_) => ServerName::try_from(host.name.clone()).map_err(|_| {
-            let source = io::Error::other(format!("{:?} is not a host name", host.name));
-            Fault::Tls { address: address(), source, mend: "name the host as its certificate does" }.refused()
+            let cause = io::Error::other(format!("{:?} is not a host name", host.name));
+            Fault::Tls { address: address(), cause, mend: "name the host as its certificate does" }.refused()
         })?,
     };
     match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
         Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
-        Err(source) if tls.direct && source.kind() == io::ErrorKind::UnexpectedEof => {
+        Err(cause) if tls.direct && cause.kind() == io::ErrorKind::UnexpectedEof => {
             let mend = "sslnegotiation=direct wants PostgreSQL 17 or later";
-            Err(Fault::Tls { address: address(), source, mend }.passing())
+            Err(Fault::Tls { address: address(), cause, mend }.passing())
         }
         Err(source) if is_network(&source) => Err(Fault::Unreachable { address: address(), source }.passing()),
-        Err(source) => {
-            let mend = match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Err(cause) => {
+            let mend = match cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
                 Some(rustls::Error::InvalidCertificate(
                     rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. },
                 )) => "connect by a name that is among the certificate's subjectAltNames, or say sslmode=verify-ca",
@@ -188,7 +188,7 @@ async fn start_tls(mut tcp: TcpStream, tls: &Tls, host: &Host) -> Result<Stream,
                 Some(rustls::Error::AlertReceived(_)) => "the server refuses our certificate; see sslcert and sslkey",
                 _ => "see sslmode and sslrootcert in source.postgres",
             };
-            Err(Fault::Tls { address: address(), source, mend }.refused())
+            Err(Fault::Tls { address: address(), cause, mend }.refused())
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{error::Error, io};
 use postgres_protocol::message::backend::{ErrorField, ErrorFields};
 use tokio_postgres::{error::DbError, fallible_iterator::FallibleIterator};
 
-use crate::{lsn::Lsn, source::SourceError};
+use crate::{causes::told, lsn::Lsn, source::SourceError};
 
 /// An ErrorResponse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +46,7 @@ pub(crate) struct Who {
 /// Found by us, not said by a server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
-    #[error("connect to {address}: {source}")]
+    #[error("connect to {address}")]
     Unreachable { address: String, source: io::Error },
     #[error("connect and log in to {address} within {seconds} s")]
     ConnectTimeout { address: String, seconds: u64 },
@@ -54,15 +54,15 @@ pub(crate) enum Fault {
         "use TLS with {address}: the server does not offer it (ssl = off); turn it on there, or say sslmode=disable"
     )]
     NoTls { address: String },
-    #[error("use TLS with {address}: {source}; {mend}")]
-    Tls { address: String, source: io::Error, mend: &'static str },
-    #[error("read {key} {path}: {source}")]
+    #[error("use TLS with {address}: {cause}; {mend}")]
+    Tls { address: String, cause: io::Error, mend: &'static str },
+    #[error("read {key} {path}")]
     TlsFile { key: &'static str, path: String, source: Box<dyn Error + Send + Sync> },
     #[error("log in to {address}: {what}")]
     LogIn { address: String, what: String },
     #[error("find a primary among {hosts}: all of them are standbys")]
     OnlyStandbys { hosts: String },
-    #[error("{doing} from {address}: {source}")]
+    #[error("{doing} from {address}")]
     Broken { doing: &'static str, address: String, source: io::Error },
     #[error("go on reading from {address}: the server ended the stream")]
     Ended { address: String },
@@ -164,7 +164,7 @@ pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> Sourc
         return Said::from(said).sort(step, who);
     }
     let closed = error.is_closed();
-    let text = with_causes(&error);
+    let text = told(&error);
     let passing = closed || error.into_source().is_some_and(|source| source.downcast_ref().is_some_and(is_network));
     let doing = doing(step, who);
     if passing {
@@ -185,20 +185,6 @@ pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> Sourc
 /// Whether the network broke, and not what was said over it.
 pub(crate) fn is_network(error: &io::Error) -> bool {
     !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
-}
-
-/// The error's text and those of its causes.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// What a sorted server error prints, and the error itself as its cause.

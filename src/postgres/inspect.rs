@@ -7,6 +7,7 @@ use super::{
     slot::{Slot, slot_sql},
 };
 use crate::{
+    causes::told,
     config::Config,
     finding::{Finding, Level},
     source::SourceError,
@@ -17,23 +18,46 @@ use crate::{
 pub struct Inspection {
     /// In the order in which they were looked at.
     pub findings: Vec<Finding>,
+    /// What the config asks for and the database does not have.
+    pub misfits: Vec<Finding>,
+    /// The tables whose rows leave, schema and name; empty when that cannot be said.
+    pub tables: Vec<(String, String)>,
 }
 
+/// What passes by itself may also be mended.
+const UNREACHED: &str =
+    "see that the server runs, that `source.postgres` names it, and that the network and its firewalls let us through";
+
 impl Finding {
-    fn error(error: SourceError) -> Finding {
-        Finding { level: Level::Cross, what: format!("failed to {error}"), mend: None }
+    /// Our texts say after a semicolon how it is mended.
+    fn error(error: &SourceError) -> Finding {
+        let text = format!("failed to {}", told(error));
+        let (what, mend) = match text.split_once("; ") {
+            Some((what, mend)) => (what.to_owned(), mend.to_owned()),
+            None if matches!(error, SourceError::Passing(_)) => (text, UNREACHED.to_owned()),
+            None => (text, "the server's log says more".to_owned()),
+        };
+        Finding::cross(what, mend)
     }
 }
 
 /// Looks at everything that `connect` needs, and changes nothing.
 ///
-/// An error when the server cannot be reached or does not let us in; what comes after that is a finding.
-pub async fn inspect(config: &Config) -> Result<Inspection, SourceError> {
+/// A server that cannot be reached or does not let us in is a finding, and the last one.
+pub async fn inspect(config: &Config) -> Inspection {
+    let mut inspection = Inspection::default();
+    if let Err(error) = inspect_into(&mut inspection, config).await {
+        inspection.findings.push(Finding::error(&error));
+    }
+    inspection
+}
+
+async fn inspect_into(inspection: &mut Inspection, config: &Config) -> Result<(), SourceError> {
+    let Inspection { findings, misfits, tables } = inspection;
     let ends = Ends::of(config)?;
     let control = ends.control().await?;
     let server = control.server().await?;
-    let mut findings = Vec::new();
-    look_at_server(&server, &control, &mut findings);
+    look_at_server(&server, &control, findings);
     match ends.greeting(&control).await {
         Ok(mut greeting) => {
             match greeting.identify().await {
@@ -41,14 +65,14 @@ pub async fn inspect(config: &Config) -> Result<Inspection, SourceError> {
                     "replication: logged in; system {}, timeline {}",
                     system.identifier, system.timeline
                 ))),
-                Err(error) => findings.push(Finding::error(error)),
+                Err(error) => findings.push(Finding::error(&error)),
             }
             greeting.close().await;
         }
-        Err(error) => findings.push(Finding::error(error)),
+        Err(error) => findings.push(Finding::error(&error)),
     }
     let slot = control.slot(&config.slot()).await?;
-    look_at_slot(&config.slot(), slot.as_ref(), &server, config.source.create, &mut findings);
+    look_at_slot(&config.slot(), slot.as_ref(), &server, config.source.create, findings);
     let ours = slot.filter(|slot| slot.check(&config.slot(), &server.database).is_ok());
     match control.plan(config, server.version_num, ours.as_ref()).await {
         Ok(plan) => {
@@ -65,10 +89,12 @@ pub async fn inspect(config: &Config) -> Result<Inspection, SourceError> {
                 }
             }
             findings.extend(plan.findings);
+            *tables = plan.tables;
         }
-        Err(error) => findings.push(Finding::error(error)),
+        Err(error @ SourceError::Config(_)) => misfits.push(Finding::error(&error)),
+        Err(error) => findings.push(Finding::error(&error)),
     }
-    Ok(Inspection { findings })
+    Ok(())
 }
 
 fn look_at_server(server: &ServerFacts, control: &Control, findings: &mut Vec<Finding>) {
@@ -121,7 +147,7 @@ fn look_at_slot(name: &str, slot: Option<&Slot>, server: &ServerFacts, create: b
         return;
     };
     if let Err(error) = slot.check(name, &server.database) {
-        findings.push(Finding::error(error));
+        findings.push(Finding::error(&error));
         return;
     }
     let holder = slot.active_pid.map_or("free".to_owned(), |pid| format!("held by PID {pid}"));

@@ -60,8 +60,12 @@ pub(crate) struct Plan {
     pub(crate) statements: Vec<String>,
     /// What the walsender is asked for.
     pub(crate) names: Vec<String>,
+    /// Tables are published by their names, and by those of their roots.
+    pub(crate) lists_tables: bool,
     /// Tables that join publications which are already streamed.
     pub(crate) joining: Vec<String>,
+    /// The tables whose rows leave, schema and name.
+    pub(crate) tables: Vec<(String, String)>,
     /// What `check` says of the publications.
     pub(crate) findings: Vec<Finding>,
 }
@@ -106,7 +110,7 @@ pub(crate) fn plan(
     confirmed: Option<Lsn>,
     kept: bool,
 ) -> Result<Plan, PublicationFault> {
-    let mut plan = Plan { names: vec![name.to_owned()], ..Plan::default() };
+    let mut plan = Plan { names: vec![name.to_owned()], lists_tables: true, ..Plan::default() };
     let inserts_name = inserts_name(name);
     let Some(rows) = &there.rows else {
         if let Some(confirmed) = confirmed {
@@ -124,6 +128,7 @@ pub(crate) fn plan(
     plan.look_at(rows, wanted);
     let ours = kept && rows.ours;
     let fixed = rows.all_tables || !rows.schemas.is_empty();
+    plan.lists_tables = !fixed;
     let (covered, missing): (Vec<_>, Vec<_>) = wanted.iter().copied().partition(|table| rows.covers(table));
     let (add, mut keyless): (Vec<_>, Vec<_>) = missing.into_iter().partition(|table| table.identified);
     if fixed && !add.is_empty() {
@@ -291,7 +296,14 @@ mod tests {
     const ALL: &[&str] = &["insert", "update", "delete", "truncate"];
 
     fn table(name: &str, identified: bool) -> CatalogTable {
-        CatalogTable { schema: "public".into(), name: name.into(), root: None, unlogged: false, identified }
+        CatalogTable {
+            schema: "public".into(),
+            name: name.into(),
+            root: None,
+            partitioned: false,
+            unlogged: false,
+            identified,
+        }
     }
 
     fn listing(name: &str, ours: bool, publishes: &[&'static str], tables: &[&str]) -> Publication {

@@ -35,7 +35,7 @@ use super::{
     fault::{Fault, Said, Step, Who},
     pace::{PAUSE, Pace},
     url::{Host, Target},
-    wire::{TableFacts, Wire},
+    wire::{Question, TableFacts, Wire},
 };
 use crate::source::SourceError;
 
@@ -310,10 +310,10 @@ pub struct Session {
     last_read: Instant,
     /// Set while a read waits for the server, also over calls that were cancelled.
     waiting_since: Option<Instant>,
-    asked: Option<(u32, JoinHandle<Answer>)>,
+    asked: Option<(Question, JoinHandle<Answer>)>,
 }
 
-type Answer = Result<Option<TableFacts>, SourceError>;
+type Answer = Result<TableFacts, SourceError>;
 
 impl Wire for Session {
     async fn readable(&mut self) -> Result<(), SourceError> {
@@ -360,12 +360,16 @@ impl Wire for Session {
         }
     }
 
-    async fn facts(&mut self, oid: u32) -> Result<Option<TableFacts>, SourceError> {
+    async fn facts(&mut self, question: &Question) -> Answer {
         let answer = match &mut self.asked {
-            Some((asked, answer)) if *asked == oid => answer,
+            Some((asked, answer)) if asked == question => answer,
             asked => {
-                let control = self.control.clone();
-                &mut asked.insert((oid, tokio::spawn(async move { control.facts(oid).await }))).1
+                let (control, question) = (self.control.clone(), question.clone());
+                let answer = tokio::spawn({
+                    let question = question.clone();
+                    async move { control.facts(&question).await }
+                });
+                &mut asked.insert((question, answer)).1
             }
         };
         let answered = answer.await;

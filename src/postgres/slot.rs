@@ -1,11 +1,11 @@
 //! Slot and publication: look at them, make them, wait for the slot, drop them. IO.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Mutex, time::Duration};
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_types::PgLsn;
 use tokio::time::sleep;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     catalog::Control,
@@ -14,9 +14,9 @@ use super::{
         COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, comment_with_slot, inserts_name,
         plan,
     },
-    tables::Patterns,
+    tables::{PatternError, Patterns},
 };
-use crate::{config::Config, lsn::Lsn, source::SourceError};
+use crate::{config::Config, finding::Finding, lsn::Lsn, source::SourceError};
 
 /// How soon a held slot is looked at again: at first, and at most.
 const HELD_INTERVAL_FIRST: Duration = Duration::from_millis(100);
@@ -47,6 +47,16 @@ pub struct Dropped {
     pub publications: Vec<String>,
     /// Publications that offshoot did not make, and left.
     pub left: Vec<String>,
+}
+
+/// What has been warned of in this process: once is enough, however often it connects.
+#[derive(Debug, Default)]
+pub struct Warned(Mutex<BTreeSet<String>>);
+
+impl Warned {
+    fn is_news(&self, finding: &Finding) -> bool {
+        self.0.lock().expect("nobody panics with it").insert(finding.what.clone())
+    }
 }
 
 /// A check that stops us before anything is made.
@@ -118,7 +128,12 @@ impl Control {
     }
 
     /// Sees to publications and slot, waits until nobody else holds the slot, and says what to stream from where.
-    pub(crate) async fn prepare(&self, config: &Config, waiting: impl Fn()) -> Result<(Vec<String>, Lsn), SourceError> {
+    pub(crate) async fn prepare(
+        &self,
+        config: &Config,
+        warned: &Warned,
+        waiting: impl Fn(),
+    ) -> Result<(Plan, Lsn), SourceError> {
         let server = self.server().await?;
         if server.version_num < VERSION_MIN {
             return Err(refused(Unready::Version { version: server.version }));
@@ -130,9 +145,7 @@ impl Control {
         // First the wait: whoever holds the slot also keeps the publications.
         let slot = self.wait_for_slot(&name, waiting).await?;
         let plan = self.plan(config, server.version_num, slot.as_ref()).await?;
-        for finding in &plan.findings {
-            tracing::warn!("{finding}");
-        }
+        plan.findings.iter().filter(|finding| warned.is_news(finding)).for_each(|finding| warn!("{finding}"));
         let mut sql = plan.statements.clone();
         if slot.is_none() {
             sql.push(slot_sql(&name));
@@ -151,7 +164,7 @@ impl Control {
             None => self.create_slot(&name, &sql).await?,
         };
         self.remember_slot(config, server.version_num).await?;
-        Ok((plan.names, confirmed))
+        Ok((plan, confirmed))
     }
 
     /// Writes into the comment of a publication of ours that the slot has been made.
@@ -180,22 +193,25 @@ impl Control {
         slot: Option<&Slot>,
     ) -> Result<Plan, SourceError> {
         let tables = self.tables().await?;
+        let mut with_rows = Vec::new();
         let wanted = match &config.changes {
             Some(changes) => {
-                let patterns = Patterns::compile(changes).map_err(refused)?;
-                patterns.choose(&tables).map_err(refused)?
+                let patterns = Patterns::compile(changes).map_err(misfit)?;
+                with_rows = patterns.with_rows(&tables);
+                patterns.choose(&tables).map_err(misfit)?
             }
             None => Vec::new(),
         };
+        let with_rows = with_rows.iter().map(|table| (table.schema.clone(), table.name.clone())).collect();
         let there = self.publications(&config.publication(), version_num).await?;
         let name = config.slot();
         let confirmed = slot.map(|slot| slot.confirmed);
-        plan(&config.publication(), &there, &wanted, &name, confirmed, config.source.create).map_err(
-            |error| match error {
-                PublicationFault::Gone(error) => SourceError::SlotLost(Box::new(error)),
-                error => refused(error),
-            },
-        )
+        let plan = plan(&config.publication(), &there, &wanted, &name, confirmed, config.source.create);
+        let plan = plan.map_err(|error| match error {
+            PublicationFault::Gone(error) => SourceError::SlotLost(Box::new(error)),
+            error => refused(error),
+        })?;
+        Ok(Plan { tables: with_rows, ..plan })
     }
 
     /// Runs a plan whole or not at all.
@@ -328,6 +344,10 @@ impl Slot {
 /// The SQL that makes a slot.
 pub(crate) fn slot_sql(name: &str) -> String {
     format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", escape_literal(name).trim())
+}
+
+fn misfit(error: PatternError) -> SourceError {
+    SourceError::Config(Box::new(error))
 }
 
 fn refused(error: impl std::error::Error + Send + Sync + 'static) -> SourceError {

@@ -7,7 +7,7 @@ use crate::{
         assemble::{AssembleError, Assembler, Step},
         frame::{Frame, FrameError, Status},
         pgoutput,
-        wire::Wire,
+        wire::{Question, Wire},
     },
     source::{Item, Source, SourceError},
     transaction::Transaction,
@@ -17,8 +17,8 @@ use crate::{
 pub struct PostgresSource<W> {
     wire: W,
     assembler: Assembler,
-    /// The table that the assembler waits to hear about.
-    asked: Option<u32>,
+    /// What the assembler waits to hear about.
+    asked: Option<Question>,
     confirmed: Lsn,
     clock: fn() -> Micros,
     /// The server wants a status now.
@@ -37,7 +37,6 @@ pub struct Undecodable {
     /// Where the message stands, or the last one that stood somewhere.
     pub lsn: Lsn,
     /// What is wrong with it.
-    #[source]
     pub reason: Reason,
 }
 
@@ -68,8 +67,8 @@ impl<W: Wire> PostgresSource<W> {
 
 impl<W: Wire> Source for PostgresSource<W> {
     async fn ready(&mut self) -> Result<(), SourceError> {
-        let Some(oid) = self.asked else { return self.wire.readable().await };
-        let facts = self.wire.facts(oid).await?;
+        let Some(question) = &self.asked else { return self.wire.readable().await };
+        let facts = self.wire.facts(question).await?;
         self.assembler.answer(facts);
         self.asked = None;
         Ok(())
@@ -97,7 +96,7 @@ impl<W: Wire> Source for PostgresSource<W> {
             };
             match step.map_err(|reason| self.fault(reason))? {
                 Step::More => {}
-                Step::Ask(oid) => self.asked = Some(oid),
+                Step::Ask(question) => self.asked = Some(question),
                 Step::Done(transaction) => return Ok(Some(Item::Transaction(transaction))),
             }
         }

@@ -78,6 +78,14 @@ impl Patterns {
         any(&self.tables) && !any(&self.except)
     }
 
+    /// Whether a table that is gone is asked for. It may have been a partition of one that is named: if the publication
+    /// lists its tables, nothing else but partitions of these comes without a name of its own.
+    pub fn want_gone(&self, schema: &str, table: &str, publication_lists: bool) -> bool {
+        let name = format!("{schema}.{table}");
+        let excepted = self.except.iter().any(|pattern| pattern.fits(&name));
+        self.want(schema, table, &[]) || (publication_lists && !excepted)
+    }
+
     /// The tables to publish: those asked for, without partitions that come with their root.
     pub(crate) fn choose<'a>(&self, tables: &'a [CatalogTable]) -> Result<Vec<&'a CatalogTable>, PatternError> {
         for pattern in &self.tables {
@@ -98,6 +106,14 @@ impl Patterns {
         };
         Ok(tables.iter().filter(wanted).collect())
     }
+
+    /// The tables whose rows leave: partitions, and not their root, which has none.
+    pub(crate) fn with_rows<'a>(&self, tables: &'a [CatalogTable]) -> Vec<&'a CatalogTable> {
+        let wanted = |table: &&CatalogTable| {
+            !table.unlogged && !table.partitioned && self.want(&table.schema, &table.name, table.root.as_slice())
+        };
+        tables.iter().filter(wanted).collect()
+    }
 }
 
 impl CatalogTable {
@@ -117,7 +133,7 @@ mod tests {
             (schema.to_owned(), name.to_owned())
         };
         let (schema, name) = pair(name);
-        CatalogTable { schema, name, root: root.map(pair), unlogged: false, identified: true }
+        CatalogTable { schema, name, root: root.map(pair), partitioned: false, unlogged: false, identified: true }
     }
 
     fn chosen(tables: &[&str], except: &[&str], catalog: &[CatalogTable]) -> Result<Vec<String>, PatternError> {
@@ -148,6 +164,23 @@ mod tests {
         assert_eq!(chosen(&["public.*"], &[], &catalog).unwrap(), ["public.log", "public.a"]);
         assert_eq!(chosen(&["public.log_1"], &[], &catalog).unwrap(), ["public.log_1"]);
         assert_eq!(chosen(&["public.*"], &["public.log"], &catalog).unwrap(), ["public.a"]);
+    }
+
+    #[test]
+    fn a_table_that_is_gone_may_have_been_a_partition() {
+        let own = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
+        let changes = ChangesConfig {
+            tables: own(&["public.log"]),
+            except: own(&["*.scratch"]),
+            topic: String::new(),
+            format: Default::default(),
+            decimal: Default::default(),
+        };
+        let patterns = Patterns::compile(&changes).unwrap();
+        let wants = |table, lists| patterns.want_gone("public", table, lists);
+        assert!(wants("log", false) && wants("log_1", true));
+        assert!(!wants("log_1", false), "one for all tables publishes anything");
+        assert!(!wants("scratch", true));
     }
 
     #[test]

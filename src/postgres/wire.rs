@@ -18,17 +18,29 @@ pub trait Wire {
     /// write.
     fn write(&mut self, payload: &[u8]) -> impl Future<Output = Result<(), SourceError>>;
 
-    /// What the catalog says of a table now; `None` when it is gone. Cancel safe: asked again with the same oid it
-    /// goes on waiting for the same answer.
-    fn facts(&mut self, oid: u32) -> impl Future<Output = Result<Option<TableFacts>, SourceError>>;
+    /// What the catalog says now of a table and of types; nothing is said of what is gone. Cancel safe: asked the same
+    /// again it goes on waiting for the same answer.
+    fn facts(&mut self, question: &Question) -> impl Future<Output = Result<TableFacts, SourceError>>;
 
     /// Ends the session in good order, so that the slot is free at once.
     fn close(self) -> impl Future<Output = ()>;
 }
 
-/// What the catalog says of a table, beyond what a Relation message tells.
+/// What a Relation message leaves open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The table's oid.
+    pub table: u32,
+    /// The types of its columns that are not built in. The row's columns, not the table's: these may be others by now.
+    pub types: Vec<u32>,
+}
+
+/// What the catalog says of a table, beyond what a Relation message tells. All is empty of a table that is gone, but
+/// not its types.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TableFacts {
+    /// The table is gone.
+    pub gone: bool,
     /// The schema's name now, unquoted.
     pub schema: String,
     /// The table's name now, unquoted.
@@ -44,7 +56,7 @@ pub struct TableFacts {
     /// The columns of the first index by name that is unique, whole, without expressions and over NOT NULL columns, in
     /// its order: what Debezium takes for the key where there is no primary key.
     pub unique: Option<Vec<String>>,
-    /// By the oid that a Relation message gives: every type of a column that is not built in, or is a domain.
+    /// By oid: the types that were asked about, and what they are made of.
     pub types: HashMap<u32, TypeFact>,
 }
 

@@ -8,27 +8,30 @@ use std::{
 /// What each module of the crate may name; it may always name itself.
 const ARROWS: &[(&str, &[&str])] = &[
     ("lsn", &[]),
+    ("causes", &[]),
     ("change", &["lsn"]),
     ("event", &["lsn"]),
     ("transaction", &["change", "lsn"]),
     ("source", &["lsn", "transaction"]),
     ("sink", &[]),
     ("finding", &[]),
+    ("causes", &[]),
     ("config", &[]),
     ("exit", &["config", "sink", "source"]),
-    ("postgres", &["change", "config", "finding", "lsn", "source", "transaction"]),
+    ("postgres", &["causes", "change", "config", "finding", "lsn", "source", "transaction"]),
     ("format", &["change", "config", "lsn", "sink"]),
     ("kafka", &["config", "sink"]),
     ("ledger", &["change", "lsn", "sink"]),
     ("telemetry", &["change"]),
     ("pipeline", &["change", "format", "ledger", "lsn", "sink", "source", "telemetry", "transaction"]),
-    ("supervisor", &["exit", "format", "pipeline", "sink", "source", "telemetry"]),
+    ("supervisor", &["causes", "exit", "format", "pipeline", "sink", "source", "telemetry"]),
     ("admin", &["config", "telemetry"]),
 ];
 
 /// Files without sockets, clocks, files or tasks: values in, values out. (`transaction.rs` has its spill file.)
 const PURE: &[&str] = &[
     "lsn.rs",
+    "causes.rs",
     "change.rs",
     "event.rs",
     "ledger.rs",

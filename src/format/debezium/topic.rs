@@ -91,13 +91,41 @@ impl Topics {
         Ok(Self { parts, apart, owners: HashMap::new() })
     }
 
+    /// The topics of tables of one moment, each named once, in the order of the tables.
+    pub(super) fn all(&self, tables: &[(String, String)]) -> Result<Vec<String>, TopicError> {
+        let mut owners: HashMap<String, &(String, String)> = HashMap::new();
+        let mut names = Vec::new();
+        for table in tables {
+            let name = self.name(&table.0, &table.1)?;
+            match owners.insert(name.clone(), table) {
+                None => names.push(name),
+                Some(_) if !self.apart => {}
+                Some(other) => {
+                    let [one, other] = [table, other].map(|(schema, name)| format!("{schema}.{name}"));
+                    return Err(TopicError::Shared { one, other, topic: name });
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn name(&self, schema: &str, table: &str) -> Result<String, TopicError> {
+        let of = |part: &Part| match part {
+            Part::Text(text) => sanitised(text),
+            Part::Schema => sanitised(schema),
+            Part::Table => sanitised(table),
+        };
+        let name: String = self.parts.iter().map(of).collect();
+        if name.is_empty() || name.len() > NAME_LEN_MAX || name == "." || name == ".." {
+            return Err(TopicError::Illegal { table: format!("{schema}.{table}"), topic: name });
+        }
+        Ok(name)
+    }
+
     /// The topic of a table; remembers whose it is.
     pub(super) fn of(&mut self, table: &Table) -> Result<Arc<Topic>, TopicError> {
-        let name: String = self.parts.iter().map(|part| sanitised(part.of(table))).collect();
+        let name = self.name(&table.schema, &table.name)?;
         let described = format!("{}.{}", table.schema, table.name);
-        if name.is_empty() || name.len() > NAME_LEN_MAX || name == "." || name == ".." {
-            return Err(TopicError::Illegal { table: described, topic: name });
-        }
         if let Some(owner) = self.owners.get(&name).filter(|_| self.apart)
             // Dropped and made again, or renamed: still one table.
             && owner.oid != table.oid
@@ -109,16 +137,6 @@ impl Topics {
         let owner = Owner { oid: table.oid, schema: table.schema.clone(), table: table.name.clone() };
         self.owners.insert(name.clone(), owner);
         Ok(Arc::new(Topic { name, table: described }))
-    }
-}
-
-impl Part {
-    fn of<'a>(&'a self, table: &'a Table) -> &'a str {
-        match self {
-            Part::Text(text) => text,
-            Part::Schema => &table.schema,
-            Part::Table => &table.name,
-        }
     }
 }
 
@@ -180,6 +198,19 @@ mod tests {
         let mut topics = Topics::new("{table}", "g").unwrap();
         topics.of(&table(1, "one", "t")).unwrap();
         assert!(topics.of(&table(2, "two", "t")).is_err());
+    }
+
+    #[test]
+    fn topics_are_known_before_the_first_row() {
+        let tables =
+            |names: &[&str]| names.iter().map(|name| ("public".to_owned(), name.to_string())).collect::<Vec<_>>();
+        let all = |template: &str, names: &[&str]| Topics::new(template, "g").unwrap().all(&tables(names));
+        assert_eq!(all("{name}.{table}", &["a", "b"]).unwrap(), ["g.a", "g.b"]);
+        assert_eq!(all("{name}.all", &["a", "b"]).unwrap(), ["g.all"]);
+        let shared = all("{name}.{table}", &["a_b", "a b"]).unwrap_err();
+        assert!(
+            matches!(&shared, TopicError::Shared { one, other, .. } if one == "public.a b" && other == "public.a_b")
+        );
     }
 
     #[test]

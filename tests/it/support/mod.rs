@@ -15,3 +15,4 @@ pub mod servers;
 pub mod postgres;
 pub mod kafka;
 pub mod program;
+pub mod golden;

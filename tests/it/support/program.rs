@@ -33,6 +33,20 @@ pub struct Config {
     pub path: PathBuf,
     /// Where the program answers to probes.
     pub admin: SocketAddr,
+    /// Its `data_dir`.
+    pub data_dir: PathBuf,
+}
+
+/// A config of what a test needs in most cases; lines may be added.
+pub fn config(name: &str, postgres: &str, brokers: &str, tables: &[&str]) -> String {
+    let tables = tables.join(", ");
+    format!(
+        "name: {name}
+source: {{ postgres: \"{postgres}\" }}
+sink: {{ kafka: {{ brokers: \"{brokers}\", delivery: at_least_once }} }}
+changes: {{ tables: [{tables}] }}
+"
+    )
 }
 
 impl Config {
@@ -49,12 +63,14 @@ impl Config {
         if !key(&text, "admin:") {
             text += &format!("\nadmin: {{ listen: 127.0.0.1:{} }}", servers::free_port());
         }
+        let data_dir = text.lines().find_map(|line| line.strip_prefix("data_dir:")).expect("the text has `data_dir`");
+        let data_dir = PathBuf::from(data_dir.trim().trim_matches('"'));
         let listen = text.split("listen:").nth(1).expect("the text has `admin: listen`");
         let listen: String = listen.trim_start().chars().take_while(|c| !c.is_whitespace() && *c != '}').collect();
         let admin = listen.trim_matches('"').parse().expect("`admin: listen` is an address and a port");
         let path = dir.join("offshoot.yaml");
         fs::write(&path, text + "\n").unwrap();
-        Config { path, admin }
+        Config { path, admin, data_dir }
     }
 }
 
@@ -83,6 +99,11 @@ impl Offshoot {
     /// Its config, for another life.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// The process.

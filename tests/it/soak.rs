@@ -1,0 +1,104 @@
+//! Sessions that write while the program is killed again and again -> a topic that tells the table's history.
+
+use std::{
+    env,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    checker::Death,
+    support::{
+        kafka,
+        postgres::{self, V17},
+        program::{self, Config, Offshoot},
+        wait,
+    },
+    workload::{self, TABLE, Workload},
+};
+
+/// Lives in CI; `make soak LIVES=1000` for a night.
+const LIVES: usize = 20;
+/// How long a life lasts, starting included.
+const LIFE: std::ops::Range<u64> = 200..2500;
+const LINGER_MS: u32 = 40;
+/// Every so many lives end in good order.
+const LIVES_PER_STOP: usize = 7;
+const DEADLINE: Duration = Duration::from_secs(120);
+
+#[test]
+fn kill_9_while_sessions_write_loses_nothing_and_repeats_only_whole_transactions() {
+    let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let lives = number("OFFSHOOT_TEST_LIVES").map_or(LIVES, |lives| lives as usize);
+    let seed = number("OFFSHOOT_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("seed {seed}, {lives} lives");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let began = Instant::now();
+
+    let db = postgres::shared(V17).create_database();
+    let kafka = kafka::shared();
+    let mut workload = Workload::create(&db.url);
+    let text = program::config(&db.name, &db.url, kafka.address(), &[TABLE]);
+    // A broker on the same machine acknowledges within a millisecond or two, and most deaths would fall between two
+    // acknowledgements. Records that linger are in flight for as long as on a slow network.
+    let lingering = format!("properties: {{ linger.ms: {LINGER_MS} }}, delivery:");
+    let config = Config::new(&text.replace("delivery:", &lingering));
+    let topic = format!("{}.{TABLE}", db.name);
+    let slot = format!("offshoot_{}", db.name);
+    let confirmed = format!("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    let confirmed = || db.text(&confirmed).parse::<u64>().unwrap_or(0);
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
+        command.arg("run").arg("-c").arg(&config.path);
+        Offshoot::start(command, &config)
+    };
+    // The first life makes the slot: what is written before there is one is not promised.
+    let mut life = start();
+    life.wait_ready(program::START_MAX);
+    assert!(life.terminate(program::START_MAX).success());
+    workload.start(seed, Duration::from_millis(20));
+
+    let (mut deaths, mut unacknowledged, mut stops) = (Vec::new(), 0, 0);
+    for number in 1..=lives {
+        let mut life = start();
+        let lasts = Duration::from_millis(rng.u64(LIFE));
+        if let Ok(status) = wait::attempt(lasts, || life.process().exited()) {
+            panic!("it ended by itself with {status}; its log:\n{}", life.log().join("\n"));
+        }
+        if number % LIVES_PER_STOP == 0 {
+            let status = life.terminate(program::START_MAX);
+            assert!(status.success(), "{status}; its log:\n{}", life.log().join("\n"));
+            stops += 1;
+            continue;
+        }
+        let in_flight = life.metric("offshoot_in_flight_bytes").unwrap_or(0.0);
+        life.kill();
+        unacknowledged += usize::from(in_flight > 0.0);
+        deaths.push(Death { ends: kafka.ends(&topic), confirmed: confirmed() });
+    }
+    workload.stop();
+
+    let end: u64 = db.text("SELECT pg_current_wal_lsn() - '0/0'").parse().unwrap();
+    let mut life = start();
+    life.wait("everything to be confirmed", DEADLINE, |_| (confirmed() >= end).then_some(()));
+    assert!(life.terminate(program::START_MAX).success());
+
+    let topic_read = workload::read(kafka, &topic, DEADLINE);
+    let starts = lives + 2;
+    let summary = workload.check(&topic_read, starts, &deaths);
+    println!(
+        "seed {seed}: {starts} lives, {stops} stopped in order, {} killed: {unacknowledged} with records unacknowledged, \
+         {} with records in the topic and not confirmed, {} within a transaction; {} transactions, {} records, {} of them \
+         repeats; {:.0?}",
+        deaths.len(),
+        summary.unconfirmed,
+        summary.halved,
+        summary.transactions,
+        summary.records,
+        summary.repeats,
+        began.elapsed(),
+    );
+    kafka.delete_topic(&topic);
+    assert!(summary.unconfirmed * 2 >= deaths.len(), "too few lives died with records that were not confirmed");
+    assert!(unacknowledged * 2 >= deaths.len(), "too few lives died with records that were not acknowledged");
+}
