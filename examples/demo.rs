@@ -43,6 +43,13 @@ const RECORDS_MAX: Duration = Duration::from_secs(30);
 /// Lines that one statement or one record takes at most.
 const LINES_MAX: usize = 2;
 
+/// What there is to see, in a paragraph for each column.
+const INTRODUCTION: [&str; 2] = [
+    "Left: what an application does to its Postgres, a transaction at a time. Offshoot reads the database's log beside it.",
+    "Right: the records that a Kafka consumer got for it: c created, u updated, d deleted; the table, whose topic is \
+     ticketmonster.public.<table>; the key; what the row holds, or what has changed. Time: from COMMIT to the consumer.",
+];
+
 /// TicketMonster's transactions, and the Kafka records that Offshoot makes of them.
 #[derive(Parser)]
 struct Arguments {
@@ -68,6 +75,11 @@ fn main() {
         panic!("there is no {}: run `make demo`, which builds it", binary.display());
     }
 
+    let mut page = Page::new();
+    if !arguments.json {
+        INTRODUCTION.iter().for_each(|paragraph| page.paragraph(paragraph));
+        println!();
+    }
     let progress = Progress::new();
     // Each takes a second or two, most of it waiting.
     let (postgres, kafka) = thread::scope(|scope| {
@@ -97,24 +109,32 @@ fn main() {
     let records = follow(kafka.reader(&topics, START_MAX));
     // What the log holds of each transaction, read by a slot beside Offshoot's: so we know how many records to wait for.
     db.execute("SELECT pg_create_logical_replication_slot('demo', 'pgoutput')");
-    let transactions = transactions(TRANSACTIONS);
-    let mut page = Page::new();
-    let (mut latencies, mut published) = (Vec::new(), 0);
-    for transaction in &transactions {
-        let committed = run(&db, transaction);
+    let arrivals = |transaction: &str| {
         let expected = expected_records(&db);
         let mut arrived: Vec<(Instant, Record)> = Vec::new();
         while arrived.len() < expected {
             match records.recv_timeout(RECORDS_MAX) {
                 Ok(record) => arrived.push(record),
                 Err(_) => panic!(
-                    "{}: {} of {expected} records after {RECORDS_MAX:?}; Offshoot says:\n{}",
-                    transaction.name,
+                    "{transaction}: {} of {expected} records after {RECORDS_MAX:?}; Offshoot says:\n{}",
                     arrived.len(),
                     offshoot.log().join("\n")
                 ),
             }
         }
+        arrived
+    };
+    // The first record of a new producer to a new topic takes up to a second. Besides, the page learns each row's state,
+    // so that it can tell what an update has changed.
+    progress.step("a first record of every row", || {
+        TABLES.iter().for_each(|table| db.execute(&format!("UPDATE {table} SET id = id")));
+        arrivals("the first records").iter().for_each(|(_, record)| page.learn(record));
+    });
+    let transactions = transactions(TRANSACTIONS);
+    let (mut latencies, mut published) = (Vec::new(), 0);
+    for transaction in &transactions {
+        let committed = run(&db, transaction);
+        let arrived = arrivals(&transaction.name);
         let latency = arrived.iter().map(|(at, _)| at.saturating_duration_since(committed)).max();
         latencies.extend(latency);
         published += arrived.len();
@@ -140,12 +160,14 @@ fn main() {
                     "latency_p50_ms": millis(median), "memory_peak_bytes": memory })
         );
     } else {
-        println!(
-            "\n{} transactions, {published} records; from COMMIT to a consumer {:.1} ms (p50); Offshoot's memory at its peak {:.1} MiB",
+        println!();
+        page.paragraph(&format!(
+            "{} transactions, {published} records; from COMMIT to a consumer {:.1} ms (p50); Offshoot's memory at its peak \
+             {:.1} MiB",
             transactions.len(),
             millis(median),
             memory as f64 / f64::from(1 << 20)
-        );
+        ));
     }
     // The servers' end is the end of this process.
 }
@@ -327,15 +349,22 @@ impl Page {
         Self { left, right: width - 3 - left, rows: HashMap::new() }
     }
 
+    /// A text over both columns.
+    fn paragraph(&self, text: &str) {
+        for line in wrap(text, self.left + self.right + 3, usize::MAX, Style::new()) {
+            println!("{}", line.text);
+        }
+    }
+
     fn print(&mut self, transaction: &Transaction, records: &[Record], latency: Option<Duration>) {
         let bold = Style::new().bold();
         let dim = Style::new().dimmed();
-        let took = latency.map_or(String::new(), |latency| format!("{:.1} ms", millis(latency)));
+        let took = latency.map_or(String::new(), |latency| format!(" {:.1} ms", millis(latency)));
         let heading = format!("{:<4} {}", transaction.name, transaction.about);
-        let room = (self.left + self.right + 3).saturating_sub(took.len() + 1);
+        let room = (self.left + self.right + 3).saturating_sub(took.len());
         let heading = cut(&heading, room);
-        println!("\n{bold}{heading:<room$}{bold:#} {took}");
-        let sql = transaction.statements.iter().flat_map(|sql| wrap(sql, self.left, Style::new()));
+        println!("\n{bold}{heading:<room$}{bold:#}{took}");
+        let sql = transaction.statements.iter().flat_map(|sql| wrap(sql, self.left, LINES_MAX, Style::new()));
         let sql: Vec<Line> = sql.collect();
         let mut made: Vec<Line> = Vec::new();
         for (at, record) in records.iter().enumerate() {
@@ -350,7 +379,7 @@ impl Page {
             let rolled_back = transaction.statements.last().is_some_and(|last| last == "ROLLBACK");
             let text =
                 if rolled_back { "rolled back: no record" } else { "no record: the config leaves this table out" };
-            made.push(Line { style: dim, text: text.into() });
+            made.extend(wrap(text, self.right, LINES_MAX, dim));
         }
         for row in 0..sql.len().max(made.len()) {
             let empty = Line { style: Style::new(), text: String::new() };
@@ -362,7 +391,16 @@ impl Page {
         let _ = io::stdout().flush();
     }
 
-    /// Topic, key, operation, and the columns that it changed, where we have seen the row before; else what it holds.
+    /// Remembers what a row holds now.
+    fn learn(&mut self, record: &Record) {
+        let row = (record.topic.clone(), columns(record.key_json().as_object().into_iter().flatten()));
+        match record.value_json()["after"].as_object() {
+            Some(after) => self.rows.insert(row, after.clone()),
+            None => self.rows.remove(&row),
+        };
+    }
+
+    /// Operation, table, key, and the columns that it changed, where we have seen the row before; else what it holds.
     fn record(&mut self, record: &Record, tombstone: bool) -> Vec<Line> {
         let value = record.value_json();
         let key = record.key_json();
@@ -386,12 +424,11 @@ impl Page {
             "d" => (AnsiColor::Red, String::new()),
             _ => (AnsiColor::White, String::new()),
         };
-        match after {
-            Some(after) => self.rows.insert(row, after.clone()),
-            None => self.rows.remove(&row),
-        };
+        self.learn(record);
         let op = value["op"].as_str().unwrap_or_default();
-        wrap(&format!("{} {named} {op}  {text}", record.topic), self.right, Style::new().fg_color(Some(color.into())))
+        let table = record.topic.rsplit('.').next().unwrap_or_default();
+        let style = Style::new().fg_color(Some(color.into()));
+        wrap(format!("{op} {table} {named}  {text}").trim_end(), self.right, LINES_MAX, style)
     }
 }
 
@@ -415,11 +452,12 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
-/// Breaks a text at spaces into at most `LINES_MAX` lines; the second is indented, and what does not fit is cut.
-fn wrap(text: &str, width: usize, style: Style) -> Vec<Line> {
+/// Breaks a text at spaces into at most `lines_max` lines; from the second on they are indented, and what does not fit is
+/// cut.
+fn wrap(text: &str, width: usize, lines_max: usize, style: Style) -> Vec<Line> {
     let mut lines: Vec<String> = vec![String::new()];
     for word in text.split(' ') {
-        let last = lines.len() == LINES_MAX;
+        let last = lines.len() == lines_max;
         let line = lines.last_mut().expect("there is a first line");
         if line.is_empty() {
             *line = word.into();

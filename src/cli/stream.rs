@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     change::Micros,
@@ -59,8 +59,12 @@ async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: 
         error = watch(&lag, metrics) => Err(error.into()),
     };
     let confirmed = pipeline.ledger.confirmed();
-    if result.is_ok() {
-        info!(%confirmed, "everything that was read is published");
+    match (&result, pipeline.ledger.tickets_in_flight()) {
+        (Ok(()), 0) => info!(%confirmed, "everything that was read is published"),
+        (Ok(()), left) => {
+            warn!(%confirmed, transactions = left, "kafka has not acknowledged everything that was read; the rest will be sent again");
+        }
+        (Err(_), _) => {}
     }
     pipeline.close().await;
     Attempt { result, progressed: confirmed > began }
