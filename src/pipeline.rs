@@ -134,6 +134,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 result = self.pipe.source.ready(), if has_room && self.sending.is_none() => result?,
             }
             self.pump()?;
+            self.show();
             if self.pipe.source.status_wanted() {
                 self.confirm().await?;
             }
@@ -152,6 +153,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 result = self.pipe.sink.acknowledged(&mut self.acknowledged) => self.retire(result)?,
             }
             self.send_on()?;
+            self.show();
         }
         self.confirm().await
     }
@@ -226,7 +228,6 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             self.pipe.metrics.records_acknowledged.inc_by(acknowledgement.records);
             self.pipe.ledger.acknowledge(acknowledgement);
         }
-        self.show();
         result.map_err(|error| self.named(error))
     }
 
@@ -234,7 +235,6 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let confirmed = self.pipe.ledger.confirmed();
         self.pipe.source.confirm(confirmed).await?;
         self.pipe.metrics.confirmed_lsn.set(confirmed.0);
-        self.show();
         (self.told, self.told_at) = (confirmed, Instant::now());
         Ok(())
     }
