@@ -24,6 +24,9 @@ pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 pub const STATUS_GAP: Duration = Duration::from_millis(100);
 /// A batch goes to the sink when it is this large, or when there is nothing more to add to it.
 pub const BATCH_BYTES: usize = 64 * 1024;
+/// While records are on their way, a batch that is small is not sent before this has passed: each batch wakes three threads
+/// and may become a request of its own, which a backlog that comes in small pieces would pay for every few rows.
+pub const GATHER_MAX: Duration = Duration::from_millis(2);
 /// How long a clean stop waits for what is in flight.
 pub const DRAIN_MAX: Duration = Duration::from_secs(20);
 
@@ -96,6 +99,10 @@ struct Run<'a, 'e, S, K> {
     pipe: &'a mut Pipeline<'e, S, K>,
     sending: Option<Sending>,
     batch: RecordBatch,
+    /// When a batch that was held back is to be sent.
+    gather_until: Option<Instant>,
+    /// Records handed to the sink and not acknowledged.
+    sent_records: u64,
     acknowledged: Vec<Acknowledgement>,
     /// What Postgres has been told.
     told: Lsn,
@@ -107,7 +114,16 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
     pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let told = self.ledger.confirmed();
         let batch = self.sink.batch();
-        let mut run = Run { pipe: self, sending: None, batch, acknowledged: Vec::new(), told, told_at: Instant::now() };
+        let mut run = Run {
+            pipe: self,
+            sending: None,
+            batch,
+            gather_until: None,
+            sent_records: 0,
+            acknowledged: Vec::new(),
+            told,
+            told_at: Instant::now(),
+        };
         run.stream(shutdown).await?;
         run.drain().await
     }
@@ -126,11 +142,13 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         loop {
             let has_room = self.has_room();
             let status_at = self.status_at();
+            let gather_until = self.gather_until;
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
                 () = sleep_until(status_at) => self.confirm().await?,
                 result = self.pipe.sink.acknowledged(&mut self.acknowledged) => self.retire(result)?,
+                () = sleep_until(gather_until.unwrap_or(status_at)), if gather_until.is_some() => self.flush()?,
                 result = self.pipe.source.ready(), if has_room && self.sending.is_none() => result?,
             }
             self.pump()?;
@@ -144,6 +162,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Reads no more, and waits until what was read is durable.
     async fn drain(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + DRAIN_MAX;
+        self.flush()?;
         while self.sending.is_some() || self.pipe.ledger.tickets_in_flight() > 0 {
             let status_at = self.status_at();
             tokio::select! {
@@ -173,7 +192,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 None => break,
             }
         }
-        self.flush()
+        self.flush_or_gather()
     }
 
     /// Goes on with a transaction that there was no room for.
@@ -213,18 +232,32 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         Ok(())
     }
 
+    /// Sends at once when nothing is on its way: latency comes first when it is quiet. Else gathers, for a moment.
+    fn flush_or_gather(&mut self) -> Result<(), Error> {
+        if self.sent_records == 0 || self.batch.bytes.len() >= BATCH_BYTES {
+            return self.flush();
+        }
+        if !self.batch.records.is_empty() {
+            self.gather_until.get_or_insert_with(|| Instant::now() + GATHER_MAX);
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<(), Error> {
+        self.gather_until = None;
         if self.batch.records.is_empty() {
             return Ok(());
         }
         let next = self.pipe.sink.batch();
         let batch = std::mem::replace(&mut self.batch, next);
+        self.sent_records += batch.records.len() as u64;
         self.pipe.metrics.records.inc_by(batch.records.len() as u64);
         self.pipe.sink.send(batch).map_err(|error| self.named(error))
     }
 
     fn retire(&mut self, result: Result<(), SinkError>) -> Result<(), Error> {
         for acknowledgement in self.acknowledged.drain(..) {
+            self.sent_records -= acknowledgement.records;
             self.pipe.metrics.records_acknowledged.inc_by(acknowledgement.records);
             self.pipe.ledger.acknowledge(acknowledgement);
         }
