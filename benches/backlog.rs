@@ -228,7 +228,8 @@ fn publish(config: &Config, broker: &Broker, topic: &str, rows: u64) -> Turn {
         (first, last) = (first.min(record.timestamp), last.max(record.timestamp));
         records += 1;
     });
-    assert_eq!(records, rows);
+    let ends = broker.ends(topic);
+    assert_eq!((records, ends.iter().sum::<i64>() as u64), (rows, rows), "read, and what the broker has: {ends:?}");
     broker.delete_topic(topic);
     Turn::new("offshoot", rows, Duration::from_millis((last - first) as u64), cpu, peak)
 }

@@ -24,6 +24,9 @@ pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 pub const STATUS_GAP: Duration = Duration::from_millis(100);
 /// A batch goes to the sink when it is this large, or when there is nothing more to add to it.
 pub const BATCH_BYTES: usize = 64 * 1024;
+/// While records are on their way, a batch that is small is not sent before this has passed: each batch wakes three threads
+/// and may become a request of its own, which a backlog that comes in small pieces would pay for every few rows.
+pub const GATHER_MAX: Duration = Duration::from_millis(2);
 /// How long a clean stop waits for what is in flight.
 pub const DRAIN_MAX: Duration = Duration::from_secs(20);
 
@@ -97,6 +100,10 @@ struct Run<'a, 'e, S, K> {
     pipe: &'a mut Pipeline<'e, S, K>,
     sending: Option<Sending>,
     batch: RecordBatch,
+    /// When a batch that was held back is to be sent.
+    gather_until: Option<Instant>,
+    /// Records handed to the sink and not acknowledged.
+    sent_records: u64,
     acknowledged: Vec<Acknowledgement>,
     /// What Postgres has been told.
     told: Lsn,
@@ -108,7 +115,16 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
     pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let told = self.ledger.confirmed();
         let batch = self.sink.batch();
-        let mut run = Run { pipe: self, sending: None, batch, acknowledged: Vec::new(), told, told_at: Instant::now() };
+        let mut run = Run {
+            pipe: self,
+            sending: None,
+            batch,
+            gather_until: None,
+            sent_records: 0,
+            acknowledged: Vec::new(),
+            told,
+            told_at: Instant::now(),
+        };
         // The ticket that stays open when its transaction cannot be told.
         let (untold, open) = match run.stream(shutdown).await {
             Ok(()) => return run.drain(0).await,
@@ -118,7 +134,6 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
         };
         // What was committed before it is delivered and confirmed: whoever skips the transaction skips nothing else. Should
         // that fail too, it comes again at the next start, and the first error is the one to mend.
-        let _ = run.flush();
         let _ = run.drain(open).await;
         Err(untold)
     }
@@ -137,14 +152,17 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         loop {
             let has_room = self.has_room();
             let status_at = self.status_at();
+            let gather_until = self.gather_until;
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
                 () = sleep_until(status_at) => self.confirm().await?,
                 result = self.pipe.sink.acknowledged(&mut self.acknowledged) => self.retire(result)?,
+                () = sleep_until(gather_until.unwrap_or(status_at)), if gather_until.is_some() => self.flush()?,
                 result = self.pipe.source.ready(), if has_room && self.sending.is_none() => result?,
             }
             self.pump()?;
+            self.show();
             if self.pipe.source.status_wanted() {
                 self.confirm().await?;
             }
@@ -154,6 +172,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Reads no more, and waits until what was read is durable, but for `open` transactions that never will be.
     async fn drain(&mut self, open: usize) -> Result<(), Error> {
         let deadline = Instant::now() + DRAIN_MAX;
+        self.flush()?;
         while self.sending.is_some() || self.pipe.ledger.tickets_in_flight() > open {
             let status_at = self.status_at();
             tokio::select! {
@@ -163,6 +182,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 result = self.pipe.sink.acknowledged(&mut self.acknowledged) => self.retire(result)?,
             }
             self.send_on()?;
+            self.show();
         }
         self.confirm().await
     }
@@ -182,7 +202,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 None => break,
             }
         }
-        self.flush()
+        self.flush_or_gather()
     }
 
     /// Goes on with a transaction that there was no room for.
@@ -227,22 +247,35 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         Ok(())
     }
 
+    /// Sends at once when nothing is on its way: latency comes first when it is quiet. Else gathers, for a moment.
+    fn flush_or_gather(&mut self) -> Result<(), Error> {
+        if self.sent_records == 0 || self.batch.bytes.len() >= BATCH_BYTES {
+            return self.flush();
+        }
+        if !self.batch.records.is_empty() {
+            self.gather_until.get_or_insert_with(|| Instant::now() + GATHER_MAX);
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<(), Error> {
+        self.gather_until = None;
         if self.batch.records.is_empty() {
             return Ok(());
         }
         let next = self.pipe.sink.batch();
         let batch = std::mem::replace(&mut self.batch, next);
+        self.sent_records += batch.records.len() as u64;
         self.pipe.metrics.records.inc_by(batch.records.len() as u64);
         self.pipe.sink.send(batch).map_err(|error| self.named(error))
     }
 
     fn retire(&mut self, result: Result<(), SinkError>) -> Result<(), Error> {
         for acknowledgement in self.acknowledged.drain(..) {
+            self.sent_records -= acknowledgement.records;
             self.pipe.metrics.records_acknowledged.inc_by(acknowledgement.records);
             self.pipe.ledger.acknowledge(acknowledgement);
         }
-        self.show();
         result.map_err(|error| self.named(error))
     }
 
@@ -250,7 +283,6 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let confirmed = self.pipe.ledger.confirmed();
         self.pipe.source.confirm(confirmed).await?;
         self.pipe.metrics.confirmed_lsn.set(confirmed.0);
-        self.show();
         (self.told, self.told_at) = (confirmed, Instant::now());
         Ok(())
     }

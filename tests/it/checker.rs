@@ -78,6 +78,8 @@ pub(crate) struct Death {
     pub(crate) ends: Vec<i64>,
     /// What Postgres had been told.
     pub(crate) confirmed: u64,
+    /// The program had said, a moment before, that records were not acknowledged.
+    pub(crate) in_flight: bool,
 }
 
 /// What was found, when all is well.
@@ -90,6 +92,8 @@ pub(crate) struct Summary {
     pub(crate) repeats: usize,
     /// Deaths with records in the topic of which Postgres had not been told.
     pub(crate) unconfirmed: usize,
+    /// Deaths with records that were not acknowledged: the program had said so, or the topic shows it.
+    pub(crate) unacknowledged: usize,
     /// Deaths with a transaction of which the topic had some records and not all.
     pub(crate) halved: usize,
 }
@@ -223,7 +227,9 @@ pub(crate) fn check(
             .zip(&death.ends)
             .any(|(told, end)| told[..*end as usize].last().is_some_and(|last| xids[&last.xid] >= death.confirmed));
         summary.unconfirmed += usize::from(unconfirmed);
-        summary.halved += usize::from(is_halved(death, &told, &transactions, &xids));
+        let halved = is_halved(death, &told, &transactions, &xids);
+        summary.halved += usize::from(halved);
+        summary.unacknowledged += usize::from(halved || death.in_flight);
     }
     Ok(summary)
 }
@@ -404,19 +410,23 @@ mod tests {
 
     #[test]
     fn a_death_shows_what_was_not_confirmed_and_what_was_not_told_to_its_end() {
+        let death = |ends: [i64; 2], confirmed| Death { ends: ends.into(), confirmed, in_flight: false };
         let deaths = [
             // After everything, all confirmed.
-            Death { ends: vec![4, 4], confirmed: 301 },
+            death([4, 4], 301),
             // The last transaction is whole and not confirmed.
-            Death { ends: vec![4, 4], confirmed: 300 },
+            death([4, 4], 300),
+            Death { in_flight: true, ..death([4, 4], 300) },
             // The last transaction has its tombstone to come.
-            Death { ends: vec![4, 3], confirmed: 201 },
-            Death { ends: vec![0, 0], confirmed: 0 },
+            death([4, 3], 201),
+            death([0, 0], 0),
+            // The topic was not there yet.
+            Death::default(),
         ];
         let shown = |death: &Death| {
             let summary = check(&history(), &topic(), 1, std::slice::from_ref(death)).unwrap();
-            (summary.unconfirmed, summary.halved)
+            (summary.unconfirmed, summary.unacknowledged, summary.halved)
         };
-        assert_eq!(deaths.each_ref().map(shown), [(0, 0), (1, 0), (1, 1), (0, 0)]);
+        assert_eq!(deaths.each_ref().map(shown), [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (0, 0, 0), (0, 0, 0)]);
     }
 }
