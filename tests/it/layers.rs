@@ -8,7 +8,6 @@ use std::{
 /// What each module of the crate may name; it may always name itself.
 const ARROWS: &[(&str, &[&str])] = &[
     ("lsn", &[]),
-    ("causes", &[]),
     ("change", &["lsn"]),
     ("event", &["lsn"]),
     ("transaction", &["change", "lsn"]),

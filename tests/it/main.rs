@@ -6,6 +6,7 @@ mod servers;
 mod walk;
 mod layers;
 mod project_files;
+mod licenses;
 mod debezium;
 mod schema_changes;
 mod golden;
