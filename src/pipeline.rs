@@ -56,7 +56,8 @@ pub enum Error {
     Sink(#[from] SinkError),
     /// The sink refuses a record.
     #[error(
-        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}"
+        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}",
+        key = if key.is_empty() { "(none)" } else { key }
     )]
     Record {
         /// `schema.table`.

@@ -84,7 +84,7 @@ pub async fn connect(config: &Config, warned: &Warned, waiting: impl Fn()) -> Re
         let (plan, confirmed) = control.prepare(config, warned, &waiting).await?;
         let publications = plan.names;
         let server = control.server().await?;
-        let lag = control.lag();
+        let lag = control.lag(&publications, confirmed);
         let mut greeting = ends.greeting(&control).await?;
         let start = async {
             let system = greeting.identify().await?;

@@ -123,7 +123,7 @@ pub enum SinkError {
     #[error(transparent)]
     Refused(Box<dyn Error + Send + Sync>),
     /// One record is refused for good, such as one that is larger than the broker takes.
-    #[error("{reason}")]
+    #[error("publish a record of {table} with key {key} and {size} bytes: {reason}")]
     Record {
         /// Whose record it is; the pipeline knows the LSN.
         ticket: Ticket,

@@ -51,7 +51,7 @@ pub enum SourceError {
     /// The config asks for what the database does not have, such as an unknown table.
     #[error(transparent)]
     Config(Box<dyn Error + Send + Sync>),
-    /// The slot is lost, or not ours: going on would leave a gap.
+    /// The slot or what it needs is lost: going on would leave a gap.
     #[error(transparent)]
     SlotLost(Box<dyn Error + Send + Sync>),
     /// A transaction is too large for memory, and its spill file fails.

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     change::Micros,
@@ -52,15 +52,19 @@ async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: 
         Ok(connected) => connected,
         Err(error) => return Attempt { result: Err(error), progressed: false },
     };
-    // Ends with the attempt: a set aborts what is in it when it is dropped.
-    let mut beside = JoinSet::new();
-    beside.spawn(watch(lag, metrics.clone()));
     let began = pipeline.ledger.confirmed();
     metrics.set_state(State::Streaming);
-    let result = pipeline.run(shutdown.cancelled()).await;
+    let result = tokio::select! {
+        result = pipeline.run(shutdown.cancelled()) => result,
+        error = watch(&lag, metrics) => Err(error.into()),
+    };
     let confirmed = pipeline.ledger.confirmed();
-    if result.is_ok() {
-        info!(%confirmed, "everything that was read is published");
+    match (&result, pipeline.ledger.tickets_in_flight()) {
+        (Ok(()), 0) => info!(%confirmed, "everything that was read is published"),
+        (Ok(()), left) => {
+            warn!(%confirmed, transactions = left, "kafka has not acknowledged everything that was read; the rest will be sent again");
+        }
+        (Err(_), _) => {}
     }
     pipeline.close().await;
     Attempt { result, progressed: confirmed > began }
@@ -104,8 +108,8 @@ fn patterns(config: &Config) -> Result<Patterns, String> {
     Patterns::compile(config.changes()).map_err(|error| error.to_string())
 }
 
-/// Shows how far the slot is behind, until the session is over.
-async fn watch(lag: Lag, metrics: Metrics) {
+/// Shows how far the slot is behind, and ends when what is streamed is no longer published.
+async fn watch(lag: &Lag, metrics: &Metrics) -> SourceError {
     let mut ticks = tokio::time::interval(LAG_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -116,7 +120,8 @@ async fn watch(lag: Lag, metrics: Metrics) {
                 metrics.lag_bytes.set(lagging.current.bytes_since(lagging.confirmed));
                 metrics.slot_retained_bytes.set(lagging.retained_bytes);
             }
-            Ok(None) => return,
+            Ok(None) => {}
+            Err(error @ SourceError::SlotLost(_)) => return error,
             // The loop meets the same fault on its own session; here it costs only a number.
             Err(error) => debug!(%error, "the lag is not known"),
         }

@@ -113,11 +113,9 @@ struct Failure {
 enum ProduceError {
     #[error("publish to topic {topic}: {code}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
     Delivery { topic: String, code: RDKafkaErrorCode, mend: Option<String> },
-    #[error(
-        "publish a record of {size} bytes with key {key} of {table} to topic {topic}: {code}; {mend}",
-        key = if key.is_empty() { "(none)" } else { key }
-    )]
-    Record { topic: String, table: String, key: String, size: usize, code: RDKafkaErrorCode, mend: String },
+    /// Which record it is, is said around it.
+    #[error("topic {topic} refuses it: {code}; {mend}")]
+    Record { topic: String, code: RDKafkaErrorCode, mend: String },
     #[error(
         "publish to topic {topic} of {table}: a batch of {records} records is larger than the topic's \
          max.message.bytes of {limit}; set batch.size under sink.kafka.properties below that, or raise it"
@@ -581,7 +579,7 @@ impl Worker {
                 }
             }
         };
-        let reason = ProduceError::Record { topic, table: table.clone(), key: key.clone(), size, code, mend };
+        let reason = ProduceError::Record { topic, code, mend };
         SinkError::Record { ticket, table, key, size, reason: Box::new(reason) }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,7 @@ use tokio_postgres::{Client, NoTls, Row};
 
 use super::{
     connect::{address, connect},
-    fault::{Fault, Step, Who, sort},
+    fault::{Fault, SlotFault, Step, Who, sort},
     url::{Host, Target},
     wire::{Question, TableFacts, TableKind, TypeFact},
 };
@@ -212,16 +215,21 @@ impl Control {
     }
 
     /// A question to be asked from elsewhere while this session lives.
-    pub(crate) fn lag(&self) -> Lag {
-        Lag { client: Arc::downgrade(&self.client), who: self.who.clone() }
+    pub(crate) fn lag(&self, publications: &[String], confirmed: Lsn) -> Lag {
+        let seen = Arc::new(AtomicU64::new(confirmed.0));
+        Lag { client: Arc::downgrade(&self.client), who: self.who.clone(), publications: publications.into(), seen }
     }
 }
 
-/// Asks the server how far the slot is behind.
+/// Asks the server how far the slot is behind, and whether its publications are still there: up to PostgreSQL 17 the
+/// walsender fails without one, from 18 on it goes on and tells nothing.
 #[derive(Clone)]
 pub struct Lag {
     client: Weak<Client>,
     who: Who,
+    publications: Vec<String>,
+    /// What was confirmed when the publications were last seen.
+    seen: Arc<AtomicU64>,
 }
 
 /// How far the slot is behind.
@@ -236,18 +244,23 @@ pub struct Lagging {
 }
 
 impl Lag {
-    /// Asks; `None` when the session is over or the slot is gone.
+    /// Asks; `None` when the session is over or the slot is gone. `SlotLost` when a publication is gone.
     pub async fn ask(&self) -> Result<Option<Lagging>, SourceError> {
         let Some(client) = self.client.upgrade() else { return Ok(None) };
-        let asked = timeout(ANSWER_TIMEOUT, client.query_opt(LAG, &[&self.who.slot])).await;
+        let asked = timeout(ANSWER_TIMEOUT, client.query_opt(LAG, &[&self.who.slot, &self.publications])).await;
         let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
         let row = asked.map_err(late)?.map_err(|error| sort(error, Step::Ask, &self.who))?;
-        Ok(row.map(|row| {
-            let lsn = |column| Lsn(u64::from(row.get::<_, Option<PgLsn>>(column).unwrap_or(PgLsn::from(0))));
-            let (current, confirmed, restart) = (lsn("current"), lsn("confirmed"), lsn("restart"));
-            let retained_bytes = if restart == Lsn::INVALID { 0 } else { current.bytes_since(restart) };
-            Lagging { current, confirmed, retained_bytes }
-        }))
+        let Some(row) = row else { return Ok(None) };
+        if let Some(publication) = row.get("gone") {
+            let (slot, confirmed) = (self.who.slot.clone(), Lsn(self.seen.load(Ordering::Relaxed)));
+            let gone = SlotFault::PublicationGone { publication, slot, confirmed };
+            return Err(SourceError::SlotLost(Box::new(gone)));
+        }
+        let lsn = |column| Lsn(u64::from(row.get::<_, Option<PgLsn>>(column).unwrap_or(PgLsn::from(0))));
+        let (current, confirmed, restart) = (lsn("current"), lsn("confirmed"), lsn("restart"));
+        self.seen.store(confirmed.0, Ordering::Relaxed);
+        let retained_bytes = if restart == Lsn::INVALID { 0 } else { current.bytes_since(restart) };
+        Ok(Some(Lagging { current, confirmed, retained_bytes }))
     }
 }
 
@@ -393,7 +406,9 @@ ORDER BY o.nspname, o.relname";
 
 const LAG: &str = "
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS current,
-  confirmed_flush_lsn AS confirmed, restart_lsn AS restart
+  confirmed_flush_lsn AS confirmed, restart_lsn AS restart,
+  (SELECT string_agg(p, ', ') FROM unnest($2::text[]) p WHERE NOT EXISTS (SELECT FROM pg_publication WHERE pubname = p))
+    AS gone
 FROM pg_replication_slots WHERE slot_name = $1";
 
 #[cfg(test)]

@@ -126,6 +126,8 @@ impl Said {
             // "replication slot ... does not exist", "requested WAL segment ... has already been removed", "can no
             // longer get changes from replication slot", "this slot has been invalidated".
             ("42704", Step::Stream) if message.contains("replication slot") => Kind::SlotLost,
+            // What is committed while a publication is not there is told to nobody.
+            ("42704", Step::Stream) if message.contains("publication") => Kind::SlotLost,
             ("58P01", Step::Stream) if message.contains("WAL segment") => Kind::SlotLost,
             ("55000", Step::Stream) if message.contains("replication slot") => Kind::SlotLost,
             // Held by another, or about to be free.
@@ -336,6 +338,6 @@ mod tests {
             assert!(matches!(sorted(code, message, Step::Stream), SourceError::SlotLost(_)), "{message}");
         }
         let gone = sorted("42704", "publication \"p\" does not exist", Step::Stream);
-        assert!(matches!(gone, SourceError::Refused(_)));
+        assert!(matches!(gone, SourceError::SlotLost(_)));
     }
 }

@@ -135,12 +135,7 @@ impl Control {
         waiting: impl Fn(),
     ) -> Result<(Plan, Lsn), SourceError> {
         let server = self.server().await?;
-        if server.version_num < VERSION_MIN {
-            return Err(refused(Unready::Version { version: server.version }));
-        }
-        if server.wal_level != "logical" {
-            return Err(refused(Unready::WalLevel { wal_level: server.wal_level }));
-        }
+        fits(server.version_num, &server.version, &server.wal_level).map_err(refused)?;
         let name = config.slot();
         // First the wait: whoever holds the slot also keeps the publications.
         let slot = self.wait_for_slot(&name, waiting).await?;
@@ -308,7 +303,7 @@ impl Control {
     }
 
     fn run_this(&self, why: String, sql: &[String]) -> SourceError {
-        let sql = sql.iter().map(|statement| format!("  {statement};")).collect::<Vec<_>>().join("\n");
+        let sql = sql.iter().map(|statement| format!("  {statement};")).collect::<Vec<_>>().join("\n") + "\n";
         refused(Unready::RunThis { why, database: self.who.database.clone(), sql })
     }
 }
@@ -337,13 +332,23 @@ impl Slot {
         } else {
             return Ok(());
         };
-        Err(SourceError::SlotLost(Box::new(fault)))
+        // Nothing of ours is lost by it: it is a name that is taken.
+        Err(refused(fault))
     }
 }
 
 /// The SQL that makes a slot.
 pub(crate) fn slot_sql(name: &str) -> String {
     format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", escape_literal(name).trim())
+}
+
+/// Whether a server of this version and `wal_level` can be streamed from.
+fn fits(version_num: i32, version: &str, wal_level: &str) -> Result<(), Unready> {
+    match wal_level {
+        _ if version_num < VERSION_MIN => Err(Unready::Version { version: version.to_owned() }),
+        "logical" => Ok(()),
+        _ => Err(Unready::WalLevel { wal_level: wal_level.to_owned() }),
+    }
 }
 
 fn misfit(error: PatternError) -> SourceError {
@@ -382,3 +387,24 @@ const PUBLICATION_SCHEMAS: &str = "
 SELECT n.nspname FROM pg_publication p JOIN pg_publication_namespace s ON s.pnpubid = p.oid
   JOIN pg_namespace n ON n.oid = s.pnnspid
 WHERE p.pubname = $1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_is_refused_by_its_version() {
+        assert!(fits(140_000, "14.0", "logical").is_ok());
+        let old = fits(130_012, "13.12", "logical").unwrap_err().to_string();
+        assert_eq!(old, "use a server of version 13.12: PostgreSQL 14 is the oldest that is supported");
+        assert!(matches!(refused(fits(130_012, "13.12", "replica").unwrap_err()), SourceError::Refused(_)));
+        assert!(fits(170_000, "17.0", "replica").unwrap_err().to_string().contains("SET wal_level = logical"));
+    }
+
+    #[test]
+    fn a_process_warns_of_one_thing_once() {
+        let warned = Warned::default();
+        let finding = |what: &str| Finding::warning(what.into(), "mend".into());
+        assert!(warned.is_news(&finding("a")) && warned.is_news(&finding("b")) && !warned.is_news(&finding("a")));
+    }
+}

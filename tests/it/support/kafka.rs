@@ -369,8 +369,10 @@ impl Reader {
         let elements = self.partitions.elements();
         let partitions: Vec<(String, i32)> = elements.iter().map(|e| (e.topic().to_string(), e.partition())).collect();
         for partition in partitions {
-            let (_, high) =
-                self.consumer.fetch_watermarks(&partition.0, partition.1, left()).expect("the broker answers");
+            // A broker may not know yet that it leads a new partition.
+            let (_, high) = wait::until(left(), "the end of a partition", || {
+                self.consumer.fetch_watermarks(&partition.0, partition.1, left())
+            });
             let low = |reader: &Self| reader.next.get(&partition).copied();
             while high > 0 && low(self).is_none_or(|next| next < high) {
                 match self.next(Duration::from_millis(20)) {

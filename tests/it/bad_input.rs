@@ -1,0 +1,493 @@
+//! What users and servers get wrong, one by one on real servers: the exit code, the words, and that nothing is lost.
+
+use std::{fs, net::TcpListener, time::Duration};
+
+use futures::executor::block_on;
+use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
+
+use crate::{
+    connections::{Secured, secured},
+    pipe::{DEADLINE, Pipe, ends, now, says, stops},
+    support::{
+        kafka,
+        postgres::{
+            self, Db, Session,
+            Version::{V17, V18},
+        },
+        process, servers,
+    },
+};
+
+fn database() -> Db {
+    let db = postgres::shared(V17).create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, note text)");
+    db
+}
+
+/// A role of this test's own with a password; it goes with nothing, since roles are the server's.
+fn role(db: &Db, rights: &str) -> String {
+    let role = format!("role_{}", db.name);
+    db.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'secret' {rights}"));
+    role
+}
+
+// The config: nothing is begun, and the message names file, line and key.
+
+#[test]
+fn a_config_that_cannot_be_used_ends_with_2_and_names_the_line() {
+    let db = database();
+    let good = Pipe::of(&db);
+    let with = |from: &str, to: &str| {
+        let text = good.yaml();
+        assert!(text.contains(from), "{from} in\n{text}");
+        text.replacen(from, to, 1)
+    };
+    let delivery = "    delivery: at_least_once";
+    let property = |line: &str| with(delivery, &format!("{delivery}\n    properties:\n      {line}"));
+    let url = db.url.as_str();
+    let cases: &[(String, &[&str])] = &[
+        (with("changes:", "changes: ]"), &["offshoot.yaml:", "error:"]),
+        (with("tables: [\"public.*\"]", "tables: 3"), &["offshoot.yaml:9:", "`changes.tables` must be a list"]),
+        (with("changes:", "chnages:"), &["offshoot.yaml:8:1", "unknown key `chnages`", "did you mean `changes`?"]),
+        (with(url, "${OFFSHOOT_TEST_NOT_SET}"), &["offshoot.yaml:3:", "source.postgres", "OFFSHOOT_TEST_NOT_SET"]),
+        (with(url, "file:/nonexistent/url"), &["offshoot.yaml:3:", "cannot read /nonexistent/url", "No such file"]),
+        (with(url, "postgres://h/d?sslmod=require"), &["offshoot.yaml:3:", "unknown key `sslmod`", "sslmode"]),
+        (with(url, "mysql://h/d"), &["offshoot.yaml:3:", "source.postgres is neither a URI"]),
+        (with("public.*", "public.[a"), &["offshoot.yaml:9:", "`public.[a` is not a pattern"]),
+        (with("public.*", "orders"), &["offshoot.yaml:9:", "has no schema; write `public.orders`"]),
+        (
+            property("linger.sm: 5"),
+            &["offshoot.yaml:9:7", "`sink.kafka.properties.linger.sm`", "did you mean `linger.ms`?"],
+        ),
+        (property("compression.type: rar"), &["offshoot.yaml:9:", "`sink.kafka.properties.compression.type`", "rar"]),
+        (
+            property("partitioner: random"),
+            &["offshoot.yaml:9:7", "`sink.kafka.properties.partitioner`", "murmur2_random"],
+        ),
+        (property("acks: 1"), &["offshoot.yaml:9:7", "`sink.kafka.properties.acks`", "write `all` or remove it"]),
+        (property("max.in.flight: 9"), &["offshoot.yaml:8:", "`sink.kafka.properties`", "max.in.flight"]),
+    ];
+    for (text, words) in cases {
+        let offshoot = crate::support::program::Offshoot::run(crate::pipe::binary(), text);
+        ends(offshoot, 2, words);
+    }
+    let absent = std::process::Command::new(crate::pipe::binary()).args(["run", "-c", "/nonexistent.yaml"]).output();
+    let absent = absent.unwrap();
+    assert_eq!(absent.status.code(), Some(2));
+    says(&String::from_utf8_lossy(&absent.stderr), &["cannot read /nonexistent.yaml: No such file"]);
+    assert_eq!(db.text("SELECT count(*) FROM pg_publication"), "0", "nothing is begun");
+}
+
+#[test]
+fn a_table_that_is_not_there_is_the_configs_fault_and_the_nearest_is_named() {
+    let db = database();
+    let pipe = Pipe { tables: "public.tt".into(), ..Pipe::of(&db) };
+    let words = ["find a table for `public.tt` of changes.tables", "the nearest is public.t"];
+    pipe.ends(2, &words);
+    pipe.checks(2, &words);
+    assert_eq!(db.text("SELECT count(*) FROM pg_publication"), "0", "nothing is begun");
+}
+
+#[test]
+fn an_unlogged_table_by_its_name_is_the_configs_fault() {
+    let db = database();
+    db.execute("CREATE UNLOGGED TABLE cache (id int PRIMARY KEY)");
+    let pipe = Pipe { tables: "public.cache".into(), ..Pipe::of(&db) };
+    pipe.ends(2, &["public.cache", "ALTER TABLE public.cache SET LOGGED"]);
+}
+
+#[test]
+fn two_tables_that_come_to_one_topic_are_refused_before_anything_is_published() {
+    let db = database();
+    db.execute("CREATE SCHEMA other; CREATE TABLE other.t (id int PRIMARY KEY)");
+    let changes = "topic: \"{name}.{table}\"".into();
+    let pipe = Pipe { tables: "*.t".into(), changes, ..Pipe::of(&db) };
+    let words = ["public.t", "other.t", &format!("{}.t", db.name), "changes.topic"];
+    pipe.ends(2, &words);
+    pipe.checks(2, &words);
+    let apart = Pipe { changes: String::new(), ..pipe };
+    db.execute("INSERT INTO t VALUES (1)");
+    apart.arrives("t", &[1]);
+}
+
+#[test]
+fn an_address_that_is_taken_is_the_configs_fault() {
+    let db = database();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let rest = format!("admin: {{ listen: {} }}", taken.local_addr().unwrap());
+    Pipe { rest, ..Pipe::of(&db) }.ends(2, &["`admin.listen`: cannot listen on", "Address already in use"]);
+}
+
+// Postgres.
+
+#[test]
+fn who_is_not_let_in_is_told_why() {
+    let db = database();
+    let pipe = Pipe::of(&db);
+    let with = |url: String| Pipe { url, ..pipe.clone() };
+    let absent = with(postgres::shared(V17).url("no_such_database"));
+    let words = ["database \"no_such_database\" does not exist", "CREATE DATABASE \"no_such_database\""];
+    absent.ends(3, &words);
+    absent.checks(3, &words);
+    let wrong = with(db.url_as("postgres", "wrong"));
+    let words = ["password authentication failed", "check user and password in source.postgres"];
+    wrong.ends(3, &words);
+    wrong.checks(3, &words);
+    let none = with(db.url.replace(":offshoot@", "@"));
+    none.ends(3, &["asks for a password, and source.postgres has none"]);
+}
+
+#[test]
+fn a_role_without_replication_is_told_the_sql_and_goes_on_once_it_has_run() {
+    let db = database();
+    let role = role(&db, "");
+    db.execute(&format!("GRANT CREATE ON DATABASE {} TO {role}; ALTER TABLE t OWNER TO {role}", db.name));
+    let pipe = Pipe { url: db.url_as(&role, "secret"), ..Pipe::of(&db) };
+    let mend = format!("ALTER ROLE \"{role}\" REPLICATION");
+    pipe.checks(3, &[&mend]);
+    pipe.ends(3, &[&mend]);
+    db.execute(&mend);
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (1)");
+    pipe.arrives("t", &[1]);
+}
+
+#[test]
+fn a_role_that_may_not_make_the_publication_is_told_the_sql_and_goes_on_once_another_has_run_it() {
+    let db = database();
+    let role = role(&db, "REPLICATION");
+    db.execute(&format!("GRANT SELECT ON t TO {role}"));
+    let pipe = Pipe { url: db.url_as(&role, "secret"), ..Pipe::of(&db) };
+    let text = pipe.ends(3, &["permission denied", "run this in database", "CREATE PUBLICATION"]);
+    assert_eq!(db.text("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"), "0");
+    for statement in text.lines().map(str::trim).filter(|line| line.ends_with(';')) {
+        db.execute(statement);
+    }
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (1)");
+    pipe.arrives("t", &[1]);
+}
+
+#[test]
+fn a_publication_that_misses_a_table_is_told_as_sql_where_it_is_left_to_its_owner() {
+    let db = database();
+    let pipe = Pipe { source: "create: false".into(), ..Pipe::of(&db) };
+    pipe.ends(3, &["source.create: false", "CREATE PUBLICATION", "pg_create_logical_replication_slot"]);
+    Pipe::of(&db).prepare();
+    pipe.prepare();
+    db.execute("CREATE TABLE late (id int PRIMARY KEY)");
+    let words = [&format!("ALTER PUBLICATION \"{}\" ADD TABLE ONLY \"public\".\"late\"", pipe.slot()) as &str];
+    let text = pipe.ends(3, &words);
+    pipe.checks(3, &words);
+    for statement in text.lines().map(str::trim).filter(|line| line.ends_with(';')) {
+        db.execute(statement);
+    }
+    db.execute("INSERT INTO late VALUES (1)");
+    pipe.arrives("late", &[1]);
+}
+
+#[test]
+fn a_server_without_logical_decoding_is_told_the_setting() {
+    let server = postgres::private(V17, &[("wal_level", "replica")]);
+    let db = server.create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)");
+    let pipe = Pipe::of(&db);
+    let mend = "ALTER SYSTEM SET wal_level = logical";
+    pipe.checks(3, &["wal_level: replica", mend]);
+    pipe.ends(3, &["wal_level is replica", mend]);
+}
+
+#[test]
+fn a_slot_that_is_not_ours_is_left_alone() {
+    let db = database();
+    let slot = Pipe::of(&db).slot();
+    let drop = format!("SELECT pg_drop_replication_slot('{slot}')");
+    let ends = |pipe: &Pipe, words: &[&str]| {
+        pipe.ends(3, words);
+        pipe.checks(3, words);
+        let (code, text) = pipe.command(&["drop", "--yes"]);
+        assert_eq!(code, 3, "{text}");
+        says(&text, words);
+    };
+    db.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"));
+    ends(&Pipe::of(&db), &["slot of plugin test_decoding, not pgoutput", "name another one in source.slot"]);
+    db.execute(&drop);
+    db.execute(&format!("SELECT pg_create_physical_replication_slot('{slot}')"));
+    ends(&Pipe::of(&db), &["it is a physical slot", "name another one in source.slot"]);
+    db.execute(&drop);
+    let other = database();
+    db.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+    let pipe = Pipe { name: db.name.clone(), ..Pipe::of(&other) };
+    ends(
+        &pipe,
+        &[&format!("it belongs to database {}, not {}", db.name, other.name), "name another one in source.slot"],
+    );
+    assert_eq!(db.text(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'")), "1");
+}
+
+#[test]
+fn an_invalidated_slot_is_a_gap_and_drop_clears_the_way() {
+    let server = postgres::private(V17, &[("max_slot_wal_keep_size", "1MB"), ("max_wal_size", "64MB")]);
+    let db = server.create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)");
+    let pipe = Pipe::of(&db);
+    pipe.prepare();
+    for id in 1..=4 {
+        db.execute(&format!("INSERT INTO t VALUES ({id})"));
+        db.execute("SELECT pg_switch_wal()");
+    }
+    db.execute("CHECKPOINT");
+    let words = ["it is invalidated (wal_removed)", "`offshoot drop`", "load again what was missed"];
+    pipe.ends(5, &words);
+    pipe.checks(3, &words);
+    let (code, text) = pipe.command(&["drop", "--yes"]);
+    assert_eq!(code, 0, "{text}");
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (9)");
+    pipe.arrives("t", &[9]);
+}
+
+#[test]
+fn a_slot_that_is_gone_is_a_gap() {
+    let db = database();
+    let pipe = Pipe::of(&db);
+    pipe.prepare();
+    db.execute(&format!("SELECT pg_drop_replication_slot('{}')", pipe.slot()));
+    db.execute("INSERT INTO t VALUES (1)");
+    let words = ["it was there, as the comment of publication", "and is gone", "`offshoot drop`"];
+    pipe.ends(5, &words);
+    pipe.checks(3, &words);
+}
+
+#[test]
+fn a_publication_that_is_dropped_while_it_is_streamed_is_a_gap() {
+    let db = database();
+    let pipe = Pipe::of(&db);
+    let mut offshoot = pipe.ready();
+    db.execute("INSERT INTO t VALUES (1)");
+    offshoot.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka::shared(), "t") == [1]).then_some(()));
+    db.execute(&format!("DROP PUBLICATION {}", pipe.slot()));
+    let before = now(&db);
+    db.execute("INSERT INTO t VALUES (2)");
+    ends(offshoot, 5, &["publication", "does not exist", "`offshoot drop`"]);
+    assert!(!pipe.confirmed_past(&db, &before));
+    let words = ["it is not there, but slot", "`offshoot drop`"];
+    pipe.ends(5, &words);
+    pipe.checks(3, &words);
+}
+
+/// PostgreSQL 18 only warns and tells nothing of the changes; we look ourselves.
+#[test]
+fn a_publication_that_is_dropped_in_postgres_18_is_a_gap_too() {
+    let db = postgres::shared(V18).create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)");
+    let pipe = Pipe::of(&db);
+    let mut offshoot = pipe.ready();
+    db.execute("INSERT INTO t VALUES (1)");
+    offshoot.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka::shared(), "t") == [1]).then_some(()));
+    db.execute(&format!("DROP PUBLICATION {}; INSERT INTO t VALUES (2)", pipe.slot()));
+    ends(offshoot, 5, &["it is not there, but slot", "told to nobody", "`offshoot drop`"]);
+}
+
+#[test]
+fn a_table_that_is_dropped_while_it_is_streamed_is_no_fault_of_the_others() {
+    let db = database();
+    db.execute("CREATE TABLE gone (id int PRIMARY KEY)");
+    let pipe = Pipe::of(&db);
+    let mut offshoot = pipe.ready();
+    db.execute("INSERT INTO gone VALUES (1); DROP TABLE gone; INSERT INTO t VALUES (1)");
+    offshoot.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka::shared(), "t") == [1]).then_some(()));
+    stops(offshoot);
+    db.execute("INSERT INTO t VALUES (2)");
+    pipe.arrives("t", &[1, 2]);
+    // By its name it is missed at the next start.
+    Pipe { tables: "public.gone".into(), ..pipe }.ends(2, &["find a table for `public.gone`"]);
+}
+
+#[test]
+fn a_postgres_that_is_away_is_tried_again_and_a_stop_is_clean() {
+    let db = database();
+    let port = servers::free_port();
+    let pipe = Pipe { url: format!("postgres://x:y@127.0.0.1:{port}/d"), ..Pipe::of(&db) };
+    let mut offshoot = pipe.run();
+    let line = offshoot.wait_log("retry_in=", DEADLINE);
+    says(&line, &["WARN", "failed to connect to 127.0.0.1", "Connection refused"]);
+    assert!(!line.contains("us ") && !line.contains("ns"), "{line}");
+    assert_eq!(line.matches("Connection refused").count(), 1, "{line}");
+    stops(offshoot);
+    pipe.checks(3, &["Connection refused", "`source.postgres` names it"]);
+}
+
+// Changes that cannot go on.
+
+#[test]
+fn a_number_that_is_none_stops_with_its_place_and_decimal_string_goes_on() {
+    let db = postgres::shared(V17).create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, price numeric(10, 2))");
+    let pipe = Pipe::of(&db);
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (1, 9.99)");
+    let before = now(&db);
+    db.execute("INSERT INTO t VALUES (2, 'NaN')");
+    db.execute("INSERT INTO t VALUES (3, 1)");
+    let text = pipe.ends(7, &["public.t", "column price", "at 0/", "NaN", "`changes.decimal: precise`", "`string`"]);
+    assert!(!text.contains("9.99"), "{text}");
+    assert!(!pipe.confirmed_past(&db, &before));
+    Pipe { changes: "decimal: string".into(), ..pipe }.arrives("t", &[1, 2, 3]);
+}
+
+/// By the two statements of docs/operations.md, "A change that cannot be decoded".
+#[test]
+fn a_transaction_can_be_skipped_by_hand() {
+    let db = postgres::shared(V17).create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY, price numeric(10, 2))");
+    let pipe = Pipe::of(&db);
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (1, 1)");
+    db.execute("INSERT INTO t VALUES (2, 'NaN')");
+    db.execute("INSERT INTO t VALUES (3, 3)");
+    let text = pipe.ends(7, &["column price", " at 0/"]);
+    let lsn = text.split(" at 0/").nth(1).unwrap().split(':').next().unwrap();
+    let slot = pipe.slot();
+    let end = db.text(&format!(
+        "SELECT lsn FROM pg_logical_slot_peek_binary_changes('{slot}', NULL, NULL,
+           'proto_version', '1', 'publication_names', '{slot},{slot}_inserts')
+         WHERE get_byte(data, 0) = ascii('C') AND lsn > '0/{lsn}' LIMIT 1"
+    ));
+    db.execute(&format!("SELECT pg_replication_slot_advance('{slot}', '{end}')"));
+    pipe.arrives("t", &[1, 3]);
+}
+
+/// A transaction that does not fit into a third of the smallest memory.
+const LARGE: &str = "INSERT INTO t SELECT id, repeat('x', 300) FROM generate_series(1, 20000) AS id";
+
+#[test]
+fn a_spill_that_fails_stops_and_what_it_held_arrives_later() {
+    let all: Vec<i64> = (1..=20_000).collect();
+    let limits = "limits: { memory: 8MiB }".to_owned();
+    for (rest, words) in [
+        (format!("{limits}\ndata_dir: /dev/null/x"), ["/dev/null/x", "data_dir must be writable and have room"]),
+        ("limits: { memory: 8MiB, spill: 1MiB }".into(), ["a transaction of more than", "raise limits.spill"]),
+    ] {
+        let db = database();
+        let pipe = Pipe { rest, ..Pipe::of(&db) };
+        pipe.prepare();
+        let before = now(&db);
+        db.execute(LARGE);
+        pipe.ends(1, &words);
+        assert!(!pipe.confirmed_past(&db, &before));
+        Pipe { rest: limits.clone(), ..pipe }.arrives("t", &all);
+    }
+}
+
+// Kafka.
+
+#[test]
+fn a_kafka_that_is_away_is_waited_for_and_a_stop_is_clean() {
+    let db = database();
+    let brokers = format!("127.0.0.1:{}", servers::free_port());
+    let pipe = Pipe { brokers, ..Pipe::of(&db) };
+    pipe.prepare();
+    let before = now(&db);
+    db.execute("INSERT INTO t VALUES (1)");
+    let mut offshoot = pipe.ready();
+    offshoot.wait_log("Connection refused", DEADLINE);
+    assert_eq!(offshoot.terminate(DEADLINE).code(), Some(0), "{}", offshoot.log().join("\n"));
+    assert!(!pipe.confirmed_past(&db, &before));
+    let began = std::time::Instant::now();
+    pipe.checks(4, &["Connection refused", "sink.kafka.brokers"]);
+    assert!(began.elapsed() < Duration::from_secs(4), "check took {:?}", began.elapsed());
+    Pipe::of(&db).arrives("t", &[1]);
+}
+
+#[test]
+fn a_topic_that_is_left_to_its_owner_is_told_as_a_command() {
+    let db = database();
+    let kafka = kafka::shared();
+    let pipe = Pipe { kafka: "topics: { create: false, partitions: 1 }".into(), ..Pipe::of(&db) };
+    pipe.prepare();
+    let before = now(&db);
+    db.execute("INSERT INTO t VALUES (1)");
+    let topic = pipe.topic("t");
+    let command =
+        format!("kafka-topics --bootstrap-server {} --create --topic {topic} --partitions 1", kafka.address());
+    pipe.ends(4, &["sink.kafka.topics.create: false", "public.t", &command]);
+    pipe.checks(4, &[&format!("topic {topic} is absent"), &command]);
+    assert!(!pipe.confirmed_past(&db, &before));
+    kafka.create_topic(&topic, 1, &[]);
+    pipe.arrives("t", &[1]);
+}
+
+#[test]
+fn a_record_that_the_topic_does_not_take_stops_before_it_and_all_arrives_once_it_does() {
+    let db = database();
+    let kafka = kafka::shared();
+    let pipe = Pipe { kafka: "topics: { partitions: 1 }".into(), ..Pipe::of(&db) };
+    kafka.create_topic(&pipe.topic("t"), 1, &[("max.message.bytes", "3000")]);
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (1, 'small')");
+    let before = now(&db);
+    // Words that do not compress.
+    db.execute("INSERT INTO t SELECT 2, string_agg(md5(random()::text), '') FROM generate_series(1, 400)");
+    db.execute("INSERT INTO t VALUES (3, 'small')");
+    let topic = pipe.topic("t");
+    pipe.ends(4, &["public.t", "{\"id\":2}", "bytes", "commits at 0/", &topic, "max.message.bytes"]);
+    assert!(!pipe.confirmed_past(&db, &before));
+    let raise = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", "100000");
+    block_on(kafka.admin().alter_configs(&[raise], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
+    pipe.arrives("t", &[1, 2, 3]);
+}
+
+#[test]
+fn a_topic_that_is_forbidden_is_told_as_a_command_and_all_arrives_once_it_is_allowed() {
+    let Secured { broker, sasl, .. } = secured();
+    let db = database();
+    // Bob is let in and may do nothing.
+    let properties =
+        "security.protocol: SASL_PLAINTEXT\n  sasl.mechanism: PLAIN\n  sasl.username: bob\n  sasl.password: secret";
+    let pipe = Pipe { brokers: sasl.clone(), kafka: format!("properties:\n  {properties}"), ..Pipe::of(&db) };
+    pipe.prepare();
+    let before = now(&db);
+    db.execute("INSERT INTO t VALUES (1)");
+    let topic = pipe.topic("t");
+    let text = pipe.ends(4, &[&topic, "kafka-acls --bootstrap-server", "--allow-principal User:bob"]);
+    assert!(!text.contains("secret"), "{text}");
+    pipe.checks(4, &[&topic, "kafka-acls --bootstrap-server"]);
+    assert!(!pipe.confirmed_past(&db, &before));
+    Pipe { kafka: format!("properties:\n  {}", properties.replace("bob", "alice")), ..pipe }.arrives_at(
+        broker,
+        "t",
+        &[1],
+    );
+}
+
+#[test]
+fn a_kafka_that_does_not_let_us_in_ends_with_4() {
+    let Secured { sasl, ssl, other_authority, .. } = secured();
+    let db = database();
+    let with = |brokers: &str, properties: &str| Pipe {
+        brokers: brokers.into(),
+        kafka: format!("properties:\n  {properties}"),
+        ..Pipe::of(&db)
+    };
+    let user =
+        "security.protocol: SASL_PLAINTEXT\n  sasl.mechanism: PLAIN\n  sasl.username: alice\n  sasl.password: wr0ng";
+    let wrong = with(sasl, user);
+    let words = ["sasl.username, sasl.password", "sink.kafka.properties"];
+    let text = wrong.ends(4, &words);
+    assert!(!text.contains("wr0ng"), "{text}");
+    wrong.checks(4, &words);
+    let foreign = with(ssl, &format!("security.protocol: SSL\n  ssl.ca.location: {}", other_authority.display()));
+    let words = ["certificate verify failed", "ssl.ca.location"];
+    foreign.ends(4, &words);
+    foreign.checks(4, &words);
+}
+
+#[test]
+fn a_secret_file_is_read_without_its_last_line_end() {
+    let db = database();
+    let file = process::new_dir("secret").join("url");
+    fs::write(&file, format!("{}\n", db.url)).unwrap();
+    Pipe { url: format!("file:{}", file.display()), ..Pipe::of(&db) }.prepare();
+    assert!(Session::connect(&db.url).is_ok());
+}
