@@ -86,18 +86,21 @@ fn changes<'a>(message: &Message<'a>) -> Vec<(u32, Op<'a>)> {
     }
 }
 
-/// What a change is, and a copy of its rows, old and new.
-fn content(op: Op<'_>) -> (char, Option<(bool, u16, Vec<u8>)>, Option<(u16, Vec<u8>)>) {
-    let row = |row: Row<'_>| (row.columns, row.bytes.to_vec());
+/// A row as the wire has it: kind, number of values, and these.
+type WireRow = (char, u16, Vec<u8>);
+
+/// What a change is, and a copy of its rows.
+fn content(op: Op<'_>) -> (char, Vec<WireRow>) {
+    let row = |kind, row: Row<'_>| (kind, row.columns, row.bytes.to_vec());
     let old_row = |old| match old {
-        Old::Identity(row) => (false, row.columns, row.bytes.to_vec()),
-        Old::Full(row) => (true, row.columns, row.bytes.to_vec()),
+        Old::Identity(old) => row('K', old),
+        Old::Full(old) => row('O', old),
     };
     match op {
-        Op::Insert { new } => ('I', None, Some(row(new))),
-        Op::Update { old, new } => ('U', old.map(old_row), Some(row(new))),
-        Op::Delete { old } => ('D', Some(old_row(old)), None),
-        Op::Truncate => ('T', None, None),
+        Op::Insert { new } => ('I', vec![row('N', new)]),
+        Op::Update { old, new } => ('U', old.map(old_row).into_iter().chain([row('N', new)]).collect()),
+        Op::Delete { old } => ('D', vec![old_row(old)]),
+        Op::Truncate => ('T', Vec::new()),
     }
 }
 

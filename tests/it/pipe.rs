@@ -176,7 +176,7 @@ pub fn ends(mut offshoot: Offshoot, code: i32, words: &[&str]) -> String {
     assert_eq!(status.code(), Some(code), "{text}");
     says(&text, words);
     if std::env::var_os("OFFSHOOT_TEST_SHOW").is_some() {
-        let last = text.lines().filter(|line| line.contains("ERROR") || line.contains("error")).next_back();
+        let last = text.lines().rfind(|line| line.contains("ERROR") || line.contains("error"));
         println!("SEEN {code}: {}", last.unwrap_or(&text));
     }
     text
