@@ -2,9 +2,10 @@
 
 CARGO ?= cargo
 LIVES ?= 100
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test demo bench soak golden clean
+.PHONY: help setup build test demo bench soak fuzz golden clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +31,18 @@ bench: setup ## how fast a backlog is published, beside a reader that does nothi
 
 soak: setup ## kill -9 while sessions write; LIVES=1000 for a night
 	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- kill --nocapture
+
+fuzz: setup ## look for input that breaks a decoder; FUZZ_SECONDS=3600 for each of three
+	@command -v cargo-fuzz >/dev/null || { \
+	    echo "fuzz: cargo-fuzz and a nightly compiler are needed:" \
+	         "cargo install cargo-fuzz && rustup toolchain install nightly" >&2; exit 1; }
+	@# The decoders have no unsafe code, and the C libraries beside them do not link with an address sanitizer. Spill
+	@# files in memory: a disk would be most of the time.
+	set -e; for target in frame pgoutput assemble; do \
+	    mkdir -p fuzz/found/$$target; \
+	    TMPDIR=/dev/shm cargo +nightly fuzz run --sanitizer none --debug-assertions $$target fuzz/found/$$target fuzz/corpus/$$target \
+	        -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096; \
+	done
 
 golden: setup ## capture the wire bytes of Postgres 14 to 18 again
 	$(CARGO) test --release --test it -- --ignored --exact golden::capture

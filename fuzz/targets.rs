@@ -2,7 +2,7 @@
 
 #![allow(unreachable_pub)]
 
-use std::path::PathBuf;
+use std::env;
 
 use offshoot::{
     change::{Old, Op, Row, Value},
@@ -25,56 +25,48 @@ pub fn frame(bytes: &[u8]) {
     }
 }
 
-/// One pgoutput message: rows hold as many values as they say, all inside the message.
+/// One pgoutput message: rows hold as many values as they say, and with them the message is at its end.
 pub fn pgoutput(bytes: &[u8]) {
     match pgoutput::decode(bytes) {
-        Ok(Message::Insert { new, .. }) => walk(new),
-        Ok(Message::Update { old, new, .. }) => {
-            old.into_iter().for_each(walk_old);
-            walk(new);
-        }
-        Ok(Message::Delete { old, .. }) => walk_old(old),
-        Ok(Message::Truncate { tables, .. }) => assert_eq!(tables.iter().count() * 4 + 6, bytes.len()),
+        Ok(Message::Insert { new, .. }) => assert_eq!(5 + walk(new), bytes.len()),
+        Ok(Message::Update { old, new, .. }) => assert_eq!(5 + old.map_or(0, walk_old) + walk(new), bytes.len()),
+        Ok(Message::Delete { old, .. }) => assert_eq!(5 + walk_old(old), bytes.len()),
+        Ok(Message::Truncate { tables, .. }) => assert_eq!(6 + tables.iter().count() * 4, bytes.len()),
         Ok(_) | Err(_) => {}
     }
 }
 
-/// A stream of messages, each after its length in two bytes: transactions come out whole, in order, as often in memory as
-/// from a spill file.
+/// A stream of messages, each after its length in two bytes: transactions come out whole, in order, with the changes that
+/// were told, as often in memory as from a spill file that is read in small pieces.
 pub fn assemble(bytes: &[u8]) {
     let in_memory = transactions(bytes, 1 << 20);
-    let spilled = transactions(bytes, 0);
+    let spilled = transactions(bytes, 48);
     assert_eq!(in_memory, spilled);
     assert!(in_memory.is_sorted());
 }
 
-/// (commit LSN, changes, bytes of rows) of each transaction up to the first error.
-fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<(Lsn, u64, usize)> {
-    let spill = Spill { dir: PathBuf::from("/tmp"), memory_max, file_max: 1 << 30 };
+/// The commit LSN of each transaction up to the first error.
+fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<Lsn> {
+    let spill = Spill { dir: env::temp_dir(), memory_max, file_max: 1 << 30 };
     let mut assembler = Assembler::new(Box::new(|_, _, _| true), spill);
-    let mut whole = Vec::new();
-    while let Some((len, rest)) = bytes.split_first_chunk::<2>() {
+    let (mut told, mut whole) = (Vec::new(), Vec::new());
+    for lsn in (1..).map(Lsn) {
+        let Some((len, rest)) = bytes.split_first_chunk::<2>() else { break };
         let Some((message, rest)) = rest.split_at_checked(u16::from_be_bytes(*len).into()) else { break };
         bytes = rest;
         let Ok(message) = pgoutput::decode(message) else { break };
-        match assembler.push(Lsn(1), message) {
+        told.extend(changes(&message).into_iter().map(|(table, op)| (lsn, table, content(op))));
+        match assembler.push(lsn, message) {
             Ok(Step::More) => {}
             Ok(Step::Ask(_)) => assembler.answer(TableFacts::default()),
             Ok(Step::Done(mut transaction)) => {
-                let (mut changes, mut row_bytes) = (0, 0);
-                while let Some(change) = transaction.next_change().expect("the spill file is there") {
-                    changes += 1;
-                    row_bytes += match change.op {
-                        Op::Insert { new } | Op::Update { old: None, new } => new.bytes.len(),
-                        Op::Update { old: Some(Old::Identity(old) | Old::Full(old)), new } => {
-                            old.bytes.len() + new.bytes.len()
-                        }
-                        Op::Delete { old: Old::Identity(old) | Old::Full(old) } => old.bytes.len(),
-                        Op::Truncate => 0,
-                    };
+                for (lsn, table, content_told) in told.drain(..) {
+                    let change = transaction.next_change().expect("the spill file is there").expect("it was told");
+                    assert_eq!((change.lsn, change.table.oid), (lsn, table));
+                    assert_eq!(content(change.op), content_told);
                 }
-                assert_eq!(changes, transaction.len());
-                whole.push((transaction.commit.lsn, changes, row_bytes));
+                assert!(transaction.next_change().expect("the spill file is there").is_none());
+                whole.push(transaction.commit.lsn);
                 assembler.recycle(transaction);
             }
             Err(_) => break,
@@ -83,13 +75,43 @@ fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<(Lsn, u64, usize)> {
     whole
 }
 
-fn walk_old(old: Old<'_>) {
+/// The changes in a message, with the oids of their tables.
+fn changes<'a>(message: &Message<'a>) -> Vec<(u32, Op<'a>)> {
+    match *message {
+        Message::Insert { table, new } => vec![(table, Op::Insert { new })],
+        Message::Update { table, old, new } => vec![(table, Op::Update { old, new })],
+        Message::Delete { table, old } => vec![(table, Op::Delete { old })],
+        Message::Truncate { tables, .. } => tables.iter().map(|table| (table, Op::Truncate)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A row as the wire has it: kind, number of values, and these.
+type WireRow = (char, u16, Vec<u8>);
+
+/// What a change is, and a copy of its rows.
+fn content(op: Op<'_>) -> (char, Vec<WireRow>) {
+    let row = |kind, row: Row<'_>| (kind, row.columns, row.bytes.to_vec());
+    let old_row = |old| match old {
+        Old::Identity(old) => row('K', old),
+        Old::Full(old) => row('O', old),
+    };
+    match op {
+        Op::Insert { new } => ('I', vec![row('N', new)]),
+        Op::Update { old, new } => ('U', old.map(old_row).into_iter().chain([row('N', new)]).collect()),
+        Op::Delete { old } => ('D', vec![old_row(old)]),
+        Op::Truncate => ('T', Vec::new()),
+    }
+}
+
+fn walk_old(old: Old<'_>) -> usize {
     match old {
         Old::Identity(row) | Old::Full(row) => walk(row),
     }
 }
 
-fn walk(row: Row<'_>) {
+/// The bytes that a row takes in its message: its kind, the number of its values, and these.
+fn walk(row: Row<'_>) -> usize {
     let (mut values, mut bytes) = (0, 0);
     for value in row.values() {
         values += 1;
@@ -99,4 +121,5 @@ fn walk(row: Row<'_>) {
         };
     }
     assert_eq!((values, bytes), (row.columns, row.bytes.len()));
+    3 + bytes
 }

@@ -48,6 +48,8 @@ struct Spilled {
     len: u64,
     /// Bytes of it that have been read back.
     read: u64,
+    /// How many bytes are read back at once.
+    window: usize,
 }
 
 /// The spill file cannot be made, written or read, or would grow above its limit.
@@ -70,7 +72,7 @@ pub enum SpillError {
 }
 
 const HEAD: usize = 30;
-/// How much of a spill file is read at once.
+/// How much of a spill file is read at once, unless a transaction may not hold as much in memory.
 const READ_BYTES: usize = 256 * 1024;
 
 impl Transaction {
@@ -186,7 +188,7 @@ impl Transaction {
         if self.spilled.is_none() {
             // Without a name from the start: it is gone when the process is, however that ends.
             let file = tempfile::tempfile_in(&spill.dir).map_err(failed)?;
-            self.spilled = Some(Spilled { file, len: 0, read: 0 });
+            self.spilled = Some(Spilled { file, len: 0, read: 0, window: READ_BYTES.min(spill.memory_max) });
         }
         let spilled = self.spilled.as_mut().expect("just made");
         if spilled.len + self.buffer.len() as u64 > spill.file_max {
@@ -210,7 +212,7 @@ impl Transaction {
             return Ok(false);
         }
         self.buffer.copy_within(self.read.., 0);
-        let take = READ_BYTES.max(want - have).min(left);
+        let take = spilled.window.max(want - have).min(left);
         self.buffer.resize(have + take, 0);
         spilled.file.read_exact(&mut self.buffer[have..])?;
         spilled.read += take as u64;

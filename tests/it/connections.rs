@@ -49,7 +49,7 @@ impl Authority {
 }
 
 /// A Kafka that asks who is there. `alice` may do everything, `bob` nothing; both have the password `secret`.
-pub struct Secured {
+pub(crate) struct Secured {
     /// By its plain listener, where everybody may do everything.
     pub broker: Broker,
     /// `host:port` for PLAIN and SCRAM-SHA-256 without TLS.
@@ -65,7 +65,7 @@ pub struct Secured {
 }
 
 /// Started once, when somebody first asks.
-pub fn secured() -> &'static Secured {
+pub(crate) fn secured() -> &'static Secured {
     static SECURED: OnceLock<Secured> = OnceLock::new();
     SECURED.get_or_init(|| {
         let dir = process::new_dir("authority");

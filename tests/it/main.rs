@@ -1,12 +1,13 @@
 //! The integration tests: the program and its modules against real servers. One binary, so that each server starts once.
 
 mod support;
-mod pipe;
 
 mod servers;
 mod walk;
 mod layers;
 mod project_files;
+mod licenses;
+mod pipe;
 mod bad_input;
 mod connections;
 mod debezium;

@@ -136,3 +136,18 @@ fn a_config_that_is_wrong_is_refused_with_file_and_line() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("offshoot.yaml") && said.contains("source"), "{said}");
 }
+
+#[test]
+fn the_image_is_built_from_all_that_the_manifest_names() {
+    let (manifest, dockerfile, ignored) = (read("Cargo.toml"), read("Dockerfile"), read(".dockerignore"));
+    let mut wanted = vec!["Cargo.toml", "Cargo.lock", "src"];
+    // Cargo reads no manifest whose targets are not there.
+    wanted.extend(manifest.contains("[[bench]]").then_some("benches"));
+    wanted.extend(manifest.contains("[[example]]").then_some("examples"));
+    wanted.extend(manifest.contains("[[test]]").then_some("tests"));
+    for name in wanted {
+        assert!(ignored.lines().any(|line| line.strip_prefix('!') == Some(name)), ".dockerignore: {name}");
+        let copied = |line: &str| line.starts_with("COPY ") && line.split(' ').any(|word| word == name);
+        assert!(dockerfile.lines().any(copied), "Dockerfile: {name}");
+    }
+}
