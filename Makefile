@@ -29,7 +29,7 @@ bench: setup ## how fast a backlog is published, beside a reader that does nothi
 	$(CARGO) bench
 
 soak: setup ## kill -9 while sessions write; LIVES=1000 for a night
-	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- kill --nocapture
+	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- soak --nocapture
 
 golden: setup ## capture the wire bytes of Postgres 14 to 18 again
 	OFFSHOOT_TEST_CAPTURE=1 $(CARGO) test --release --test it -- golden --nocapture
