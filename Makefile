@@ -30,7 +30,7 @@ bench: setup ## how fast a backlog is published, beside a reader that does nothi
 	$(CARGO) bench
 
 soak: setup ## kill -9 while sessions write; LIVES=1000 for a night
-	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- kill --nocapture
+	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- soak --nocapture
 
 fuzz: setup ## look for input that breaks a decoder; FUZZ_SECONDS=3600 for each of three
 	@command -v cargo-fuzz >/dev/null || { \
