@@ -188,8 +188,9 @@ fn read_plainly(config: &Config, rows: u64, transactions: u64) -> Turn {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be had");
     let cpu_before = thread_cpu();
     let took = runtime.block_on(async {
-        let (mut session, prepared) =
-            source::connect(&config, &source::Warned::default(), || {}).await.expect("the slot is free");
+        let warned = source::Warned::default();
+        let start = source::Start { warned: &warned, waiting: &|| {}, accept: &|_| Ok(()) };
+        let (mut session, prepared) = source::connect(&config, &start).await.expect("the slot is free");
         let (mut inserts, mut commits, mut began, mut told) = (0, 0, None, Instant::now());
         while commits < transactions {
             session.readable().await.expect("the server stays");

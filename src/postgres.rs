@@ -62,8 +62,6 @@ pub struct Prepared {
     pub publications: Vec<String>,
     /// The publication is for tables that it lists, not for all or for whole schemas.
     pub publication_lists: bool,
-    /// The tables whose rows leave, schema and name; those that come later are not among them.
-    pub tables: Vec<(String, String)>,
     /// Asks how far the slot is behind, while the session lives.
     pub lag: Lag,
 }
@@ -74,14 +72,26 @@ pub fn check(config: &Config) -> Result<(), Misfit> {
     parsed.map(drop).map_err(|error| Misfit::at(&["source", "postgres"], told(&error)))
 }
 
-/// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream. `waiting` is
-/// called when a wait begins; `warned` keeps a process from warning of one thing at every start of the stream.
-pub async fn connect(config: &Config, warned: &Warned, waiting: impl Fn()) -> Result<(Session, Prepared), SourceError> {
+/// Whether rows of these tables, schema and name, can leave; else why not.
+pub type Accept<'a> = dyn Fn(&[(String, String)]) -> Result<(), String> + 'a;
+
+/// What whoever starts a stream has to say on the way.
+pub struct Start<'a> {
+    /// Keeps a process from warning of one thing at every start of the stream.
+    pub warned: &'a Warned,
+    /// Called when a wait for the slot begins.
+    pub waiting: &'a dyn Fn(),
+    /// Asked before anything is made in the database.
+    pub accept: &'a Accept<'a>,
+}
+
+/// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream.
+pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Prepared), SourceError> {
     let ends = Ends::of(config)?;
     let control = ends.control().await?;
     let slot = config.slot();
     loop {
-        let (plan, confirmed) = control.prepare(config, warned, &waiting).await?;
+        let (plan, confirmed) = control.prepare(config, begin).await?;
         let publications = plan.names;
         let server = control.server().await?;
         let lag = control.lag(&publications, confirmed);
@@ -111,7 +121,6 @@ pub async fn connect(config: &Config, warned: &Warned, waiting: impl Fn()) -> Re
             slot,
             publications,
             publication_lists: plan.lists_tables,
-            tables: plan.tables,
             lag,
         };
         return Ok((session, prepared));

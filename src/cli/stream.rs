@@ -14,7 +14,7 @@ use crate::{
     kafka::producer::KafkaSink,
     ledger::Ledger,
     pipeline::{Error, Pipeline},
-    postgres::{self, Lag, Warned, assemble::Assembler, stream::PostgresSource, tables::Patterns},
+    postgres::{self, Lag, Start, Warned, assemble::Assembler, stream::PostgresSource, tables::Patterns},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
@@ -74,15 +74,18 @@ type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;
 
 /// Takes the slot, then starts the producer.
 async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> Result<(Connected<'a>, Lag), Error> {
-    let (session, prepared) = postgres::connect(config, warned, || metrics.set_state(State::WaitingForSlot)).await?;
+    let misfit = |why: String| SourceError::Config(why.into());
+    let start = Start {
+        warned,
+        waiting: &|| metrics.set_state(State::WaitingForSlot),
+        // Those that are there now; a table that comes later is looked at when it comes.
+        accept: &|tables| encoder(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string()),
+    };
+    let (session, prepared) = postgres::connect(config, &start).await?;
     let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
     let spill =
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
-    let misfit = |why: String| SourceError::Config(why.into());
     let patterns = patterns(config).map_err(misfit)?;
-    let encoder = encoder(config, &prepared.database).map_err(misfit)?;
-    // Before anything is published; a table that comes later is looked at when it comes.
-    encoder.topics(&prepared.tables).map_err(|error| misfit(error.to_string()))?;
     let wanted = Box::new(move |schema: &str, table: &str, ancestors: Option<&[(String, String)]>| match ancestors {
         Some(ancestors) => patterns.want(schema, table, ancestors),
         None => patterns.want_gone(schema, table, prepared.publication_lists),
@@ -91,7 +94,7 @@ async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> 
     let pipeline = Pipeline {
         source,
         sink: KafkaSink::connect(&config.sink.kafka, &config.name, memory as usize)?,
-        encoder,
+        encoder: encoder(config, &prepared.database).map_err(misfit)?,
         ledger: Ledger::new(prepared.confirmed),
         in_flight_bytes_max: memory,
         clock: now,

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::{
+    Start,
     catalog::Control,
     fault::{SlotFault, Sorted, Step, WAL_LEVEL, sort},
     publication::{
@@ -128,19 +129,15 @@ impl Control {
     }
 
     /// Sees to publications and slot, waits until nobody else holds the slot, and says what to stream from where.
-    pub(crate) async fn prepare(
-        &self,
-        config: &Config,
-        warned: &Warned,
-        waiting: impl Fn(),
-    ) -> Result<(Plan, Lsn), SourceError> {
+    pub(crate) async fn prepare(&self, config: &Config, begin: &Start<'_>) -> Result<(Plan, Lsn), SourceError> {
         let server = self.server().await?;
         fits(server.version_num, &server.version, &server.wal_level).map_err(refused)?;
         let name = config.slot();
         // First the wait: whoever holds the slot also keeps the publications.
-        let slot = self.wait_for_slot(&name, waiting).await?;
+        let slot = self.wait_for_slot(&name, begin.waiting).await?;
         let plan = self.plan(config, server.version_num, slot.as_ref()).await?;
-        plan.findings.iter().filter(|finding| warned.is_news(finding)).for_each(|finding| warn!("{finding}"));
+        (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
+        plan.findings.iter().filter(|finding| begin.warned.is_news(finding)).for_each(|finding| warn!("{finding}"));
         let mut sql = plan.statements.clone();
         if slot.is_none() {
             sql.push(slot_sql(&name));

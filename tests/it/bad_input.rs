@@ -105,7 +105,9 @@ fn two_tables_that_come_to_one_topic_are_refused_before_anything_is_published() 
     let words = ["public.t", "other.t", &format!("{}.t", db.name), "changes.topic"];
     pipe.ends(2, &words);
     pipe.checks(2, &words);
+    assert_eq!(db.text("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"), "0");
     let apart = Pipe { changes: String::new(), ..pipe };
+    apart.prepare();
     db.execute("INSERT INTO t VALUES (1)");
     apart.arrives("t", &[1]);
 }

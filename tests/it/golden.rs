@@ -363,8 +363,9 @@ fn capture() {
         run(&script.setup, &mut sessions, || server.session(DATABASE));
         let lines = Rc::new(RefCell::new(Vec::new()));
         let (text, version_text) = runtime().block_on(async {
-            let (session, prepared) =
-                source::connect(&config(&server.url(DATABASE)), &source::Warned::default(), || {}).await.unwrap();
+            let warned = source::Warned::default();
+            let start = source::Start { warned: &warned, waiting: &|| {}, accept: &|_| Ok(()) };
+            let (session, prepared) = source::connect(&config(&server.url(DATABASE)), &start).await.unwrap();
             // All of it before the first byte is read, so that the catalog is the same at each question.
             std::thread::scope(|scope| {
                 scope.spawn(|| run(&script.stream, &mut sessions, || server.session(DATABASE))).join().unwrap();

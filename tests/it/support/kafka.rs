@@ -370,27 +370,15 @@ impl Reader {
         let partitions: Vec<(String, i32)> = elements.iter().map(|e| (e.topic().to_string(), e.partition())).collect();
         for partition in partitions {
             // A broker may not know yet that it leads a new partition.
-            let (_, high) = wait::until(left(), "the end of a partition", || {
+            let (low, high) = wait::until(left(), "the end of a partition", || {
                 self.consumer.fetch_watermarks(&partition.0, partition.1, left())
             });
-            let low = |reader: &Self| reader.next.get(&partition).copied();
-            while high > 0 && low(self).is_none_or(|next| next < high) {
+            while self.next.get(&partition).copied().unwrap_or(low) < high {
                 match self.next(Duration::from_millis(20)) {
                     Some(record) => each(record),
-                    // The end may be the mark of a Kafka transaction, which is no record: the position moves over it.
-                    None if self.position(&partition) >= high => break,
                     None => assert!(!left().is_zero(), "waited {deadline:?} for the end of {partition:?}, {high}"),
                 }
             }
-        }
-    }
-
-    /// The offset that the client comes to next, marks of Kafka transactions included.
-    fn position(&self, (topic, partition): &(String, i32)) -> i64 {
-        let positions = self.consumer.position().expect("partitions are assigned");
-        match positions.find_partition(topic, *partition).map(|p| p.offset()) {
-            Some(Offset::Offset(offset)) => offset,
-            _ => 0,
         }
     }
 }
