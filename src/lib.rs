@@ -7,7 +7,6 @@ pub mod lsn;
 pub mod causes;
 pub mod change;
 pub mod transaction;
-pub mod event;
 pub mod source;
 pub mod sink;
 pub mod postgres;

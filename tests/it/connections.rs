@@ -13,7 +13,7 @@ use std::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::{
-    pipe::{DEADLINE, Pipe, says, stops},
+    pipe::{DEADLINE, Pipe, now, says, stops},
     support::{
         kafka::{self, Broker, Options},
         postgres::{self, Db, Server, Version::V17},
@@ -402,4 +402,24 @@ fn the_manual_names_every_metric_and_every_exit_code() {
     }
     says(&manual, &["\n## A change that cannot be decoded\n"]);
     stops(offshoot);
+}
+
+/// The monolith's memory is its own: a transaction that fits it is spilled by the server only when we ask for less.
+#[test]
+fn decoding_takes_the_servers_own_memory_unless_more_is_asked_for() {
+    let spilled_with = |source: &str| {
+        let db = with_table(postgres::shared(V17));
+        let pipe = Pipe { source: source.into(), ..Pipe::of(&db) };
+        let mut offshoot = pipe.ready();
+        // About 1 MB in the server's reorder buffer.
+        db.execute("INSERT INTO t SELECT g FROM generate_series(1, 10000) g");
+        let spilled = format!("SELECT spill_txns FROM pg_stat_replication_slots WHERE slot_name = '{}'", pipe.slot());
+        let written = now(&db);
+        offshoot.wait("the rows to be confirmed", DEADLINE, |_| pipe.confirmed_past(&db, &written).then_some(()));
+        stops(offshoot);
+        db.text(&spilled).parse::<i64>().unwrap()
+    };
+    assert_eq!(spilled_with(""), 0);
+    assert!(spilled_with("decoding_work_mem: 64KiB") > 0);
+    assert_eq!(spilled_with("decoding_work_mem: 64MiB"), 0);
 }

@@ -9,7 +9,6 @@ use std::{
 const ARROWS: &[(&str, &[&str])] = &[
     ("lsn", &[]),
     ("change", &["lsn"]),
-    ("event", &["lsn"]),
     ("transaction", &["change", "lsn"]),
     ("source", &["lsn", "transaction"]),
     ("sink", &[]),
@@ -32,7 +31,6 @@ const PURE: &[&str] = &[
     "lsn.rs",
     "causes.rs",
     "change.rs",
-    "event.rs",
     "ledger.rs",
     "sink.rs",
     "postgres/frame.rs",
