@@ -26,13 +26,8 @@ pub fn sort(code: RDKafkaErrorCode) -> Fault {
     match code {
         E::MessageSizeTooLarge | E::MessageBatchTooLarge | E::InvalidRecord | E::InvalidTimestamp => Fault::Record,
         E::PurgeQueue | E::PurgeInflight | E::Fatal | E::GaplessGuarantee | E::InvalidDifferentRecord => Fault::Echo,
-        E::Authentication
-        | E::SaslAuthenticationFailed
-        | E::UnsupportedSASLMechanism
-        | E::IllegalSASLState
-        | E::SecurityDisabled
-        | E::SSL
-        | E::TopicAuthorizationFailed
+        code if is_refusal(code) => Fault::Refused,
+        E::TopicAuthorizationFailed
         | E::ClusterAuthorizationFailed
         | E::TransactionalIdAuthorizationFailed
         | E::InvalidTopic
