@@ -1,8 +1,8 @@
 //! YAML and environment -> `Config`, the sum of the modules' configs. Defaults are written here, once.
 
 //!
-//! In three steps: `tree.rs` reads the YAML and keeps every place, `walk.rs` puts variables and secret files in and makes
-//! the structs below, `check.rs` refuses what is well-formed and cannot work.
+//! In three steps: `tree.rs` reads the YAML and keeps every place, `walk.rs` puts variables in and makes the structs below,
+//! `check.rs` refuses what is well-formed and cannot work.
 
 mod tree;
 mod walk;
@@ -24,7 +24,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 pub use fault::Fault;
 use walk::Walk;
 
-/// What a config file may hold; a larger one is the wrong file.
+/// What a config file or a secret's may hold; a larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A whole config file.
@@ -177,13 +177,24 @@ pub struct Admin {
     pub listen: SocketAddr,
 }
 
-/// A text that is never printed.
+/// A text that is never printed. One that begins with `file:` names the file that holds it.
 #[derive(Clone, Deserialize)]
 pub struct Secret(String);
 
 /// A property's value; YAML's numbers and booleans are taken as their text. Not printed: it may be `sasl.password`'s.
+/// One of `sink.kafka.properties` that begins with `file:` names the file that holds it.
 #[derive(Clone, PartialEq, Deserialize)]
 pub struct Property(pub String);
+
+/// The file that holds a secret cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read {}", path.display())]
+pub struct SecretError {
+    /// As it was named.
+    pub path: PathBuf,
+    /// What the operating system said.
+    pub source: io::Error,
+}
 
 /// The config cannot be used; exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -274,6 +285,32 @@ impl Secret {
     pub fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// The secret as it is now: its file is read each time, since it may be replaced while we run.
+    pub fn read(&self) -> Result<Secret, SecretError> {
+        read_secret(&self.0).map(Secret)
+    }
+}
+
+impl Property {
+    /// The value as it is now: its file is read each time, since it may be replaced while we run.
+    pub fn read(&self) -> Result<String, SecretError> {
+        read_secret(&self.0)
+    }
+}
+
+/// The text, or what is in the file that it names, without the line end that editors leave there.
+fn read_secret(text: &str) -> Result<String, SecretError> {
+    let Some(path) = text.strip_prefix("file:") else { return Ok(text.to_owned()) };
+    let mut secret = String::new();
+    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut secret));
+    let read = read.and_then(|len| match len as u64 > FILE_BYTES_MAX {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB")),
+        false => Ok(()),
+    });
+    read.map_err(|source| SecretError { path: path.into(), source })?;
+    secret.truncate(secret.trim_end_matches(['\r', '\n']).len());
+    Ok(secret)
 }
 
 impl From<String> for Secret {

@@ -2,6 +2,7 @@
 
 pub mod url;
 mod fault;
+mod binding;
 mod connect;
 mod pace;
 pub mod wire;
@@ -24,7 +25,7 @@ pub use session::Session;
 pub use slot::{Dropped, Warned};
 pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use catalog::Control;
 use fault::{Fault, Sorted};
@@ -34,6 +35,7 @@ use tracing::info;
 use url::Target;
 
 use crate::{
+    admission::Admission,
     causes::told,
     config::{Config, Misfit},
     lsn::Lsn,
@@ -68,17 +70,27 @@ pub struct Prepared {
 
 /// Whether `source.postgres` can be understood.
 pub fn check(config: &Config) -> Result<(), Misfit> {
-    let parsed = Target::parse(&config.source.postgres);
-    parsed.map(drop).map_err(|error| Misfit::at(&["source", "postgres"], told(&error)))
+    let misfit = |error: &dyn std::error::Error| Misfit::at(&["source", "postgres"], told(error));
+    let text = config.source.postgres.read().map_err(|error| misfit(&error))?;
+    Target::parse(&text).map(drop).map_err(|error| misfit(&error))
 }
 
 /// Whether rows of these tables, schema and name, can leave; else why not.
 pub type Accept<'a> = dyn Fn(&[(String, String)]) -> Result<(), String> + 'a;
 
+/// Which of our sessions have been let in, over all connections of this process. A role may be let in and not replicate.
+#[derive(Debug, Default)]
+pub struct Admissions {
+    control: Admission,
+    replication: Admission,
+}
+
 /// What whoever starts a stream has to say on the way.
 pub struct Start<'a> {
     /// Keeps a process from warning of one thing at every start of the stream.
     pub warned: &'a Warned,
+    /// Which of our sessions have been let in.
+    pub admissions: &'a Admissions,
     /// Called when a wait for the slot begins.
     pub waiting: &'a dyn Fn(),
     /// Asked before anything is made in the database.
@@ -87,15 +99,18 @@ pub struct Start<'a> {
 
 /// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream.
 pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Prepared), SourceError> {
-    let ends = Ends::of(config)?;
-    let control = ends.control().await?;
+    let Admissions { control: asked, replication } = begin.admissions;
+    let ends = Ends::of(config).map_err(|error| again(asked, error))?;
+    let control = ends.control().await.map_err(|error| again(asked, error))?;
+    asked.let_in();
     let slot = config.slot();
     loop {
         let (plan, confirmed) = control.prepare(config, begin).await?;
         let publications = plan.names;
         let server = control.server().await?;
         let lag = control.lag(&publications, confirmed);
-        let mut greeting = ends.greeting(&control).await?;
+        let mut greeting = ends.greeting(&control).await.map_err(|error| again(replication, error))?;
+        replication.let_in();
         let start = async {
             let system = greeting.identify().await?;
             Ok((greeting.start(&slot, &publications, control.clone()).await?, system))
@@ -127,6 +142,19 @@ pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Pre
     }
 }
 
+/// A log-in that is refused lasts, unless it was not a while ago: a password, a certificate or the file that holds it may be
+/// about to be replaced.
+fn again(admission: &Admission, error: SourceError) -> SourceError {
+    let (SourceError::Refused(_) | SourceError::Config(_)) = error else { return error };
+    match admission.refused(Instant::now()) {
+        Some(left) => {
+            let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+            Fault::Again { what: told(&error), left }.passing()
+        }
+        None => error,
+    }
+}
+
 /// Drops the slot and the publications that offshoot made. A slot that is held is not touched, nor is anything else then.
 pub async fn drop_all(config: &Config) -> Result<Dropped, SourceError> {
     Ends::of(config)?.control().await?.drop_all(config).await
@@ -142,7 +170,8 @@ struct Ends {
 
 impl Ends {
     fn of(config: &Config) -> Result<Ends, SourceError> {
-        let target = Target::parse(&config.source.postgres).map_err(|error| SourceError::Config(Box::new(error)))?;
+        let text = config.source.postgres.read().map_err(|error| SourceError::Config(Box::new(error)))?;
+        let target = Target::parse(&text).map_err(|error| SourceError::Config(Box::new(error)))?;
         let application_name = target.application_name.clone().unwrap_or_else(|| format!("offshoot_{}", config.name));
         let decoding_work_mem = config.source.decoding_work_mem.map(|size| size.as_u64());
         Ok(Ends { target, slot: config.slot(), application_name, decoding_work_mem })

@@ -1,12 +1,16 @@
 //! Config -> attempts: both ends connected and the loop run, again and again until it ends for good.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    admission::Admission,
     change::Micros,
     config::Config,
     exit::Exit,
@@ -37,16 +41,30 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
     }
     info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = "at_least_once", "starting");
     let warned = Warned::default();
-    let attempt = || attempt(config, metrics, &warned, &shutdown);
+    let admissions = Admissions::default();
+    let attempt = || attempt(config, metrics, &warned, &admissions, &shutdown);
     supervisor::run(attempt, shutdown.cancelled(), fastrand::u64(..), metrics).await
 }
 
-async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: &CancellationToken) -> Attempt {
+/// What both ends thought of us, over all attempts.
+#[derive(Default)]
+struct Admissions {
+    source: postgres::Admissions,
+    sink: Arc<Admission>,
+}
+
+async fn attempt(
+    config: &Config,
+    metrics: &Metrics,
+    warned: &Warned,
+    admissions: &Admissions,
+    shutdown: &CancellationToken,
+) -> Attempt {
     metrics.set_state(State::Starting);
     let connected = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Attempt { result: Ok(()), progressed: false },
-        connected = connect(config, metrics, warned) => connected,
+        connected = connect(config, metrics, warned, admissions) => connected,
     };
     let (mut pipeline, lag) = match connected {
         Ok(connected) => connected,
@@ -73,10 +91,16 @@ async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: 
 type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;
 
 /// Takes the slot, then starts the producer.
-async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> Result<(Connected<'a>, Lag), Error> {
+async fn connect<'a>(
+    config: &Config,
+    metrics: &'a Metrics,
+    warned: &Warned,
+    admissions: &Admissions,
+) -> Result<(Connected<'a>, Lag), Error> {
     let misfit = |why: String| SourceError::Config(why.into());
     let start = Start {
         warned,
+        admissions: &admissions.source,
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
         accept: &|tables| encoder(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string()),
@@ -93,7 +117,7 @@ async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> 
     let source = PostgresSource::new(session, Assembler::new(wanted, spill), prepared.confirmed, now);
     let pipeline = Pipeline {
         source,
-        sink: KafkaSink::connect(&config.sink.kafka, &config.name, memory as usize)?,
+        sink: KafkaSink::connect(&config.sink.kafka, &config.name, memory as usize, &admissions.sink)?,
         encoder: encoder(config, &prepared.database).map_err(misfit)?,
         ledger: Ledger::new(prepared.confirmed),
         in_flight_bytes_max: memory,

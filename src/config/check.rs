@@ -27,7 +27,7 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
             format!("`name` must match [a-z0-9_]{{1,{NAME_LEN_MAX}}}: it names the slot and the publication"),
         );
     }
-    if config.source.postgres.reveal().trim().is_empty() {
+    if config.source.postgres.read().is_ok_and(|text| text.reveal().trim().is_empty()) {
         return refuse(
             &["source", "postgres"],
             "`source.postgres` is empty; write `postgres://user@host/database`".into(),

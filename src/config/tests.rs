@@ -323,9 +323,17 @@ fn secrets_come_from_files_too() {
     std::fs::write(&path, "postgres://cdc:hunter3@db/shop\r\n").unwrap();
     let file = format!("file:{}", path.display());
     let config = loaded(&with("postgres://cdc:hunter2@db/shop", &format!("${{NOPE:-{file}}}")));
-    assert_eq!(config.source.postgres.reveal(), "postgres://cdc:hunter3@db/shop");
+    let url = config.source.postgres.clone();
+    assert_eq!(url.read().unwrap().reveal(), "postgres://cdc:hunter3@db/shop");
     let config = loaded(&with("sasl.password: hunter2", &format!("sasl.password: {file}")));
-    assert_eq!(config.sink.kafka.properties["sasl.password"].0, "postgres://cdc:hunter3@db/shop");
+    let password = config.sink.kafka.properties["sasl.password"].clone();
+    assert_eq!(password.read().unwrap(), "postgres://cdc:hunter3@db/shop");
+    // What is in the file may change; a file that is gone is told by its name.
+    std::fs::write(&path, "hunter4").unwrap();
+    assert_eq!((url.read().unwrap().reveal(), password.read().unwrap().as_str()), ("hunter4", "hunter4"));
+    std::fs::remove_file(&path).unwrap();
+    let gone = password.read().unwrap_err();
+    assert!(crate::causes::told(&gone).contains(&format!("read {}: No such file", path.display())), "{gone}");
     // Elsewhere it is a text like any other.
     let config = loaded(&with("partitions: 6", "properties: { a: file:/x }"));
     assert_eq!(config.sink.kafka.topics.properties["a"].0, "file:/x");

@@ -3,19 +3,16 @@
 //! Variables are put in here, into the text of a single value, after YAML has been read: whatever a variable holds, it
 //! cannot become a second key, and lines and columns stay those of the file.
 
-use std::{fs::File, io::Read, path::Path};
-
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
 use super::{
+    SecretError,
     fault::{Flaw, Shown, is_plain},
+    read_secret,
     tree::{Key, Node, Value},
 };
-
-/// What a secret file may hold; a larger one is the wrong file.
-const SECRET_BYTES_MAX: u64 = 1 << 20;
 
 /// Where variables come from.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -67,14 +64,15 @@ impl<'a> Walk<'a> {
         expand(raw, self.env).map_err(|said| self.place(Flaw::text(format!("`{}`: {said}", self.path))))
     }
 
-    /// As `text`, and `file:` names a file that holds it.
+    /// As `text`. Whoever uses it reads the file that it may name; here only that it can be read is seen to.
     fn secret(&self) -> Result<String, Flaw> {
         let text = self.text("text")?;
-        match text.strip_prefix("file:") {
-            Some(path) => read_secret(Path::new(path))
-                .map_err(|said| self.place(Flaw::text(format!("`{}`: cannot read {path}: {said}", self.path)))),
-            None => Ok(text),
-        }
+        let unread = |error: SecretError| {
+            let said = format!("`{}`: cannot read {}: {}", self.path, error.path.display(), error.source);
+            self.place(Flaw::text(said))
+        };
+        read_secret(&text).map_err(unread)?;
+        Ok(text)
     }
 
     fn number<T: std::str::FromStr>(&self) -> Result<T, Flaw> {
@@ -154,17 +152,6 @@ fn expand(raw: &str, env: Env<'_>) -> Result<String, String> {
         rest = after;
     }
     text.push_str(rest);
-    Ok(text)
-}
-
-fn read_secret(path: &Path) -> Result<String, String> {
-    let mut text = String::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let len = file.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    if len as u64 > SECRET_BYTES_MAX {
-        return Err("it is larger than 1 MiB".into());
-    }
-    text.truncate(text.trim_end_matches(['\r', '\n']).len());
     Ok(text)
 }
 

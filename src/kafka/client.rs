@@ -10,7 +10,10 @@ use rdkafka::{
     types::RDKafkaConfRes,
 };
 
-use crate::config::{Config, KafkaConfig, Misfit};
+use crate::{
+    causes::told,
+    config::{Config, KafkaConfig, Misfit, SecretError},
+};
 
 /// A property of `sink.kafka.properties` that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,14 @@ pub enum PropertyError {
         name: String,
         /// Why, or what to set instead.
         mend: &'static str,
+    },
+    /// The file that holds the value cannot be read.
+    #[error("`sink.kafka.properties.{name}`")]
+    File {
+        /// As written in the config.
+        name: String,
+        /// What the operating system said.
+        source: SecretError,
     },
     /// Two names of one property.
     #[error("`sink.kafka.properties`: `{first}` and `{second}` are two names of one property; keep one")]
@@ -182,9 +193,10 @@ impl PropertyError {
     fn path(&self) -> Vec<&str> {
         let properties = ["sink", "kafka", "properties"];
         match self {
-            Self::Unknown { name, .. } | Self::Invalid { name, .. } | Self::Owned { name, .. } => {
-                [&properties[..], &[name]].concat()
-            }
+            Self::Unknown { name, .. }
+            | Self::Invalid { name, .. }
+            | Self::Owned { name, .. }
+            | Self::File { name, .. } => [&properties[..], &[name]].concat(),
             Self::Twice { second, .. } => [&properties[..], &[second]].concat(),
             Self::NoBroker => vec!["sink", "kafka", "brokers"],
             Self::Together(_) => properties.to_vec(),
@@ -194,7 +206,7 @@ impl PropertyError {
 
 /// Whether librdkafka takes `sink.kafka.properties`, one by one and together; also reads the files that they name.
 pub fn check(config: &Config) -> Result<(), Misfit> {
-    let misfit = |error: PropertyError| Misfit::at(&error.path(), error.to_string());
+    let misfit = |error: PropertyError| Misfit::at(&error.path(), told(&error));
     let mut properties = producer_properties(&config.sink.kafka, &config.name).map_err(misfit)?;
     // A client without brokers says whether it can be, and connects to nobody.
     properties.remove("metadata.broker.list");
@@ -240,8 +252,9 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
         if let Some(other) = written.insert(first, name) {
             return Err(PropertyError::Twice { first: other.to_owned(), second: name.clone() });
         }
-        try_property(name, &value.0)?;
-        properties.insert(first, value.0.clone());
+        let value = value.read().map_err(|source| PropertyError::File { name: name.clone(), source })?;
+        try_property(name, &value)?;
+        properties.insert(first, value);
     }
 
     let mut client = ClientConfig::new();

@@ -108,7 +108,7 @@ pub fn mend_refusal(code: RDKafkaErrorCode) -> &'static str {
 
 /// The command that gives us a right.
 pub fn acl_command(config: &KafkaConfig, operations: &[&str], resource: &str) -> String {
-    let user = config.properties.get("sasl.username").map_or("<us>", |user| &user.0);
+    let user = config.properties.get("sasl.username").and_then(|user| user.read().ok()).unwrap_or("<us>".into());
     let operations: String = operations.iter().map(|operation| format!(" --operation {operation}")).collect();
     let brokers = &config.brokers;
     format!(

@@ -28,6 +28,8 @@ use tokio::sync::{Notify, oneshot};
 use tracing::{debug, info, warn};
 
 use crate::{
+    admission::Admission,
+    causes::told,
     config::KafkaConfig,
     kafka::{
         admin, client,
@@ -44,11 +46,10 @@ const SPARE_BATCHES: usize = 4;
 const SPARE_BYTES: usize = 1024 * 1024;
 /// Records handed to librdkafka between two looks at what came back.
 const RECORDS_PER_TURN: usize = 2000;
-/// How long a first connection may be refused (password, certificate) before that is taken as lasting. Not at once: a
-/// broker that starts may refuse what it will take a moment later.
-const REFUSED_AT_START_MAX: Duration = Duration::from_secs(3);
-/// The same once we have been let in: the words are right then, or were; a rolling restart must not stop us.
-const REFUSED_LATER_MAX: Duration = Duration::from_secs(60);
+/// How long a connection may be refused (password, certificate) before that ends the producer. Not at once: a broker that
+/// starts may refuse what it will take a moment later. Whether another producer may try is a matter of `Admission`: it reads
+/// the secrets again.
+const REFUSED_MAX: Duration = Duration::from_secs(3);
 /// How often one broker's going away is worth a warning.
 const AWAY_WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// After a fatal error, how long the delivery that caused it is waited for, since it says more.
@@ -123,6 +124,8 @@ enum ProduceError {
     Batch { topic: String, table: String, records: usize, limit: u64 },
     #[error("connect to kafka at {brokers}: {reason}; {mend}")]
     NotLetIn { brokers: String, reason: String, mend: &'static str },
+    #[error("{error}; it has let us in before, so it is asked again for {left}")]
+    Again { error: String, left: humantime::FormattedDuration },
     #[error("publish: {code}: {reason}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
     Fatal { code: RDKafkaErrorCode, reason: String, mend: Option<String> },
     #[error("publish: the producer has ended")]
@@ -135,9 +138,15 @@ impl KafkaSink {
     /// Starts a producer. `name` is the pipeline's; `buffer_bytes` is what may be in librdkafka's hands at once.
     ///
     /// Returns before Kafka has been reached: that it cannot be is waited out, and that it lets us in no more, or not
-    /// at all, is told by `acknowledged`. Fails with `Refused` for properties that cannot be used.
-    pub fn connect(config: &KafkaConfig, name: &str, buffer_bytes: usize) -> Result<KafkaSink, SinkError> {
-        let refused = |e: client::PropertyError| SinkError::Refused(Box::new(e));
+    /// at all, is told by `acknowledged`. Fails with `Refused` for properties that cannot be used, and with `Passing` for
+    /// those that could be used before: the files that they name may be about to be replaced.
+    pub fn connect(
+        config: &KafkaConfig,
+        name: &str,
+        buffer_bytes: usize,
+        admission: &Arc<Admission>,
+    ) -> Result<KafkaSink, SinkError> {
+        let refused = |e: client::PropertyError| again(admission, Box::new(e));
         let properties = client::producer_properties(config, name).map_err(refused)?;
         let admin = client::admin_properties(config, name).map_err(refused)?;
         let start = |e| SinkError::Passing(Box::new(ProduceError::Start(e)));
@@ -170,7 +179,7 @@ impl KafkaSink {
             admin,
             asked,
             answers,
-            connection: Connection::default(),
+            connection: Connection { admission: admission.clone(), ..Connection::default() },
         };
         let ending = Ending(shared.clone());
         let run = move || {
@@ -648,8 +657,7 @@ fn start_topic_thread(
 /// What is known of the connection to the cluster, and what of it has been said.
 #[derive(Debug, Default)]
 struct Connection {
-    /// We have been let in since the start.
-    let_in: bool,
+    admission: Arc<Admission>,
     /// Since when, and why, we are not.
     refused: Option<Refusal>,
     /// Since when no broker at all can be reached.
@@ -668,7 +676,7 @@ struct Refusal {
 impl Connection {
     /// Kafka has done something for us.
     fn answered(&mut self) {
-        self.let_in = true;
+        self.admission.let_in();
         self.refused = None;
         // All brokers are away also when the only connection was closed for having been idle: no warning, no news.
         if let Some(since) = self.away_since.take()
@@ -709,22 +717,29 @@ impl Connection {
 
     /// When `check` can have something to say at the latest.
     fn deadline(&self) -> Option<Instant> {
-        self.refused.as_ref().map(|refusal| refusal.since + self.refused_max())
+        self.refused.as_ref().map(|refusal| refusal.since + REFUSED_MAX)
     }
 
     fn check(&self, brokers: &str) -> Result<(), SinkError> {
         match &self.refused {
-            Some(refusal) if refusal.since.elapsed() >= self.refused_max() => {
+            Some(refusal) if refusal.since.elapsed() >= REFUSED_MAX => {
                 let (brokers, reason, mend) =
                     (brokers.to_owned(), refusal.reason.clone(), fault::mend_refusal(refusal.code));
-                Err(SinkError::Refused(Box::new(ProduceError::NotLetIn { brokers, reason, mend })))
+                Err(again(&self.admission, Box::new(ProduceError::NotLetIn { brokers, reason, mend })))
             }
             _ => Ok(()),
         }
     }
+}
 
-    fn refused_max(&self) -> Duration {
-        if self.let_in { REFUSED_LATER_MAX } else { REFUSED_AT_START_MAX }
+/// A refusal lasts, unless we have been let in a while ago.
+fn again(admission: &Admission, error: Box<dyn std::error::Error + Send + Sync>) -> SinkError {
+    match admission.refused(Instant::now()) {
+        Some(left) => {
+            let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+            SinkError::Passing(Box::new(ProduceError::Again { error: told(&*error), left }))
+        }
+        None => SinkError::Refused(error),
     }
 }
 
@@ -864,7 +879,8 @@ mod tests {
     #[tokio::test]
     async fn acknowledges_what_was_sent_by_ticket_and_in_bytes_of_the_budget() {
         let cluster = cluster();
-        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20).unwrap();
+        let mut sink =
+            KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20, &Arc::default()).unwrap();
         let topic = orders();
         let mut expected = BTreeMap::new();
         for turn in 0..10u64 {
@@ -899,7 +915,8 @@ mod tests {
     #[tokio::test]
     async fn a_record_larger_than_the_whole_buffer_goes_through() {
         let cluster = cluster();
-        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1000).unwrap();
+        let mut sink =
+            KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1000, &Arc::default()).unwrap();
         let mut batch = sink.batch();
         push(&mut batch, &orders(), 1, b"a", Some(b"small"));
         push(&mut batch, &orders(), 2, b"b", Some(&[b'x'; 100_000]));
@@ -912,7 +929,8 @@ mod tests {
     #[tokio::test]
     async fn buffers_come_back_empty_and_not_large() {
         let cluster = cluster();
-        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20).unwrap();
+        let mut sink =
+            KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20, &Arc::default()).unwrap();
         let mut batch = sink.batch();
         batch.bytes.reserve(10 * SPARE_BYTES);
         push(&mut batch, &orders(), 1, b"a", Some(b"small"));
@@ -956,7 +974,8 @@ mod tests {
             cluster.request_errors(RDKafkaApiKey::Produce, &[code]);
             let properties = [("batch.num.messages", "1"), ("max.in.flight", "1")];
             let mut sink =
-                KafkaSink::connect(&config(cluster.bootstrap_servers(), &properties), "shop", 1 << 20).unwrap();
+                KafkaSink::connect(&config(cluster.bootstrap_servers(), &properties), "shop", 1 << 20, &Arc::default())
+                    .unwrap();
             let mut batch = sink.batch();
             push(&mut batch, &orders(), 1, b"a", Some(b"first"));
             push(&mut batch, &orders(), 2, b"a", Some(b"second"));
@@ -971,7 +990,9 @@ mod tests {
     async fn a_record_larger_than_the_producers_own_limit_is_named() {
         let cluster = cluster();
         let properties = [("message.max.bytes", "1000")];
-        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &properties), "shop", 1 << 20).unwrap();
+        let mut sink =
+            KafkaSink::connect(&config(cluster.bootstrap_servers(), &properties), "shop", 1 << 20, &Arc::default())
+                .unwrap();
         let mut batch = sink.batch();
         push(&mut batch, &orders(), 7, b"k", Some(&[b'x'; 5000]));
         sink.send(batch).unwrap();
@@ -983,7 +1004,8 @@ mod tests {
     #[tokio::test]
     async fn an_absent_topic_that_we_may_not_make_is_told_with_the_command_that_makes_it() {
         let cluster = cluster();
-        let mut sink = KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20).unwrap();
+        let mut sink =
+            KafkaSink::connect(&config(cluster.bootstrap_servers(), &[]), "shop", 1 << 20, &Arc::default()).unwrap();
         let absent = Arc::new(Topic { name: "shop.public.absent".into(), table: "public.absent".into() });
         let mut batch = sink.batch();
         push(&mut batch, &absent, 1, b"k", Some(b"v"));
@@ -996,7 +1018,8 @@ mod tests {
 
     #[tokio::test]
     async fn closes_while_kafka_is_away() {
-        let mut sink = KafkaSink::connect(&config("127.0.0.1:1".into(), &[]), "shop", 1 << 20).unwrap();
+        let mut sink =
+            KafkaSink::connect(&config("127.0.0.1:1".into(), &[]), "shop", 1 << 20, &Arc::default()).unwrap();
         let mut batch = sink.batch();
         push(&mut batch, &orders(), 1, b"k", Some(b"v"));
         sink.send(batch).unwrap();
@@ -1006,7 +1029,9 @@ mod tests {
     #[test]
     fn properties_that_cannot_be_used_are_refused_at_once() {
         for property in [("acks", "1"), ("max.in.flight", "6"), ("no.such.property", "1")] {
-            let error = KafkaSink::connect(&config("127.0.0.1:1".into(), &[property]), "shop", 1 << 20).unwrap_err();
+            let error =
+                KafkaSink::connect(&config("127.0.0.1:1".into(), &[property]), "shop", 1 << 20, &Arc::default())
+                    .unwrap_err();
             assert!(matches!(error, SinkError::Refused(_)), "{error:?}");
             assert!(error.to_string().contains(property.0), "{error}");
         }
@@ -1046,22 +1071,39 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_connection_is_lasting_soon_at_the_start_and_late_once_we_were_let_in() {
+    fn a_refused_connection_lasts_unless_we_were_let_in_before() {
         let refused = RDKafkaErrorCode::Authentication;
         let mut connection = Connection::default();
-        connection.note(refused, "kafka:9092/1: wrong password");
-        let since = connection.refused.as_ref().unwrap().since;
-        assert_eq!(connection.deadline(), Some(since + REFUSED_AT_START_MAX));
+        let told_after = |connection: &mut Connection| {
+            connection.note(refused, "kafka:9092/1: wrong password");
+            let refusal = connection.refused.as_mut().unwrap();
+            let since = refusal.since;
+            refusal.since -= REFUSED_MAX;
+            assert_eq!(connection.deadline(), Some(since));
+            connection.check("kafka:9092").unwrap_err()
+        };
+        let error = told_after(&mut connection);
+        assert!(matches!(&error, SinkError::Refused(_)) && error.to_string().contains("sasl.password"), "{error}");
         connection.answered();
         assert_eq!(connection.deadline(), None);
-        connection.note(refused, "kafka:9092/1: wrong password");
-        let refusal = connection.refused.as_mut().unwrap();
-        assert!(connection.let_in);
-        refusal.since -= REFUSED_AT_START_MAX;
-        connection.check("kafka:9092").unwrap();
-        connection.refused.as_mut().unwrap().since -= REFUSED_LATER_MAX;
-        let error = connection.check("kafka:9092").unwrap_err();
-        assert!(matches!(&error, SinkError::Refused(_)) && error.to_string().contains("sasl.password"), "{error}");
+        let error = told_after(&mut connection);
+        assert!(matches!(&error, SinkError::Passing(_)) && error.to_string().contains("sasl.password"), "{error}");
+        // The next producer knows of it.
+        let mut next = Connection { admission: connection.admission, ..Connection::default() };
+        assert!(matches!(told_after(&mut next), SinkError::Passing(_)));
+    }
+
+    #[tokio::test]
+    async fn a_file_of_a_property_that_is_gone_is_waited_for_once_we_were_let_in() {
+        let file = [("sasl.password", "file:/nonexistent/password")];
+        let admission = Arc::default();
+        let connect =
+            || KafkaSink::connect(&config("127.0.0.1:1".into(), &file), "shop", 1 << 20, &admission).unwrap_err();
+        assert!(matches!(connect(), SinkError::Refused(_)));
+        admission.let_in();
+        let error = connect();
+        let words = "`sink.kafka.properties.sasl.password`: read /nonexistent/password: No such file";
+        assert!(matches!(&error, SinkError::Passing(_)) && error.to_string().contains(words), "{error}");
     }
 
     #[test]

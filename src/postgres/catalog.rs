@@ -11,12 +11,15 @@ use std::{
 
 use postgres_types::{Kind, Oid, PgLsn, ToSql, Type};
 use tokio::{sync::watch, time::timeout};
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{
+    Client, Row,
+    config::{ChannelBinding as Binding, SslMode, SslNegotiation},
+};
 
 use super::{
-    connect::{address, connect},
+    connect::{Connected, address, connect},
     fault::{Fault, SlotFault, Step, Who, sort},
-    url::{Host, Target},
+    url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, TableKind, TypeFact},
 };
 use crate::{causes::told, lsn::Lsn, source::SourceError};
@@ -72,33 +75,45 @@ pub(crate) struct CatalogTable {
 impl Control {
     /// Connects to the first host that answers, and logs in.
     pub(crate) async fn open(target: &Target, slot: &str, application_name: &str) -> Result<Control, SourceError> {
-        let mut failed = None;
+        let (mut failed, mut texts) = (Vec::new(), Vec::new());
         for host in &target.hosts {
             let who = Who {
                 address: address(host),
                 user: target.user.clone(),
                 database: target.database.clone(),
                 slot: slot.to_owned(),
+                passfile: host.passfile.clone(),
+                certificate: target.tls.identity.is_some(),
             };
             match Control::open_host(target, host, who, application_name).await {
                 Ok(control) if !target.primary_only || !control.is_standby().await? => return Ok(control),
-                Ok(_) => {}
+                Ok(_) => texts.push(format!("{} is a standby", address(host))),
                 // The next may be better; what a server refuses, the others refuse too.
-                Err(SourceError::Passing(error)) => failed = Some(SourceError::Passing(error)),
+                Err(SourceError::Passing(error)) => {
+                    texts.push(told(&*error));
+                    failed.push(error);
+                }
                 Err(error) => return Err(error),
             }
         }
-        Err(failed.unwrap_or_else(|| {
-            let hosts = target.hosts.iter().map(address).collect::<Vec<_>>().join(", ");
-            Fault::OnlyStandbys { hosts }.passing()
-        }))
+        Err(match failed.len() {
+            0 => {
+                Fault::OnlyStandbys { hosts: target.hosts.iter().map(address).collect::<Vec<_>>().join(", ") }.passing()
+            }
+            1 if target.hosts.len() == 1 => SourceError::Passing(failed.remove(0)),
+            _ => Fault::Unreached { what: texts.join(", ") }.passing(),
+        })
     }
 
     async fn open_host(target: &Target, host: &Host, who: Who, application_name: &str) -> Result<Control, SourceError> {
         let mut config = tokio_postgres::Config::new();
         config.user(&target.user).dbname(&target.database).application_name(application_name);
-        // TLS is already there when tokio-postgres takes over.
-        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+        config.channel_binding(match target.channel_binding {
+            ChannelBinding::Disable => Binding::Disable,
+            ChannelBinding::Prefer => Binding::Prefer,
+            ChannelBinding::Require => Binding::Require,
+        });
         if let Some(password) = &host.password {
             config.password(password.reveal());
         }
@@ -109,7 +124,7 @@ impl Control {
         ));
         let open = async {
             let stream = connect(target, host).await?;
-            config.connect_raw(stream, NoTls).await.map_err(|error| sort(error, Step::LogIn, &who))
+            config.connect_raw(stream, Connected).await.map_err(|error| sort(error, Step::LogIn, &who))
         };
         let seconds = target.connect_timeout.as_secs();
         let late = |_| Fault::ConnectTimeout { address: who.address.clone(), seconds }.passing();

@@ -1,9 +1,14 @@
 //! `Host` -> `Stream`: a socket to the server, under TLS where that is asked for. IO.
 
 use std::{
+    fs,
+    future::{Ready, ready},
     io,
     net::IpAddr,
-    os::fd::{AsRawFd, RawFd},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::MetadataExt,
+    },
     path::Path,
     pin::Pin,
     sync::Arc,
@@ -19,20 +24,25 @@ use rustls::{
         verify_server_name,
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+        pem::{Error, PemObject},
+    },
     server::ParsedCertificate,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
 };
+use tokio_postgres::tls;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::bytes::BytesMut;
 
 use super::{
-    fault::{Fault, is_network},
+    binding::end_point,
+    fault::{Fault, is_network, tls_mend},
     pace::Received,
-    url::{Host, Patience, Place, Roots, SslMode, Target, Tls},
+    url::{ChannelBinding, Host, Patience, Place, Roots, SslMode, Target, Tls},
 };
 use crate::source::SourceError;
 
@@ -53,8 +63,20 @@ pub(crate) fn address(host: &Host) -> String {
     }
 }
 
-/// Connects, and agrees on TLS. Bound by the caller.
+/// Connects, and agrees on TLS. The caller bounds the time.
 pub(crate) async fn connect(target: &Target, host: &Host) -> Result<Stream, SourceError> {
+    let stream = connect_stream(target, host).await?;
+    if target.channel_binding == ChannelBinding::Require && stream.end_point().is_none() {
+        let why = match stream {
+            Stream::Tls(_) => "the server's certificate is signed without a hash; have it signed by RSA or ECDSA",
+            _ => "the connection is not under TLS; turn it on at the server, and say sslmode=verify-full",
+        };
+        return Err(Fault::NotBound { address: address(host), why }.refused());
+    }
+    Ok(stream)
+}
+
+async fn connect_stream(target: &Target, host: &Host) -> Result<Stream, SourceError> {
     let unreachable = |source| Fault::Unreachable { address: address(host), source }.passing();
     match &host.place {
         Place::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix).map_err(unreachable),
@@ -77,6 +99,32 @@ impl Stream {
             Stream::Unix(_) => None,
         }
     }
+
+    /// What SCRAM can be bound to.
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
+        let Stream::Tls(tls) = self else { return None };
+        end_point(tls.get_ref().1.peer_certificates()?.first()?)
+    }
+}
+
+impl tls::TlsStream for Stream {
+    fn channel_binding(&self) -> tls::ChannelBinding {
+        self.end_point().map_or_else(tls::ChannelBinding::none, tls::ChannelBinding::tls_server_end_point)
+    }
+}
+
+/// Hands tokio-postgres a stream whose TLS, if any, is there already: only of one that its own TLS made does it ask what
+/// SCRAM can be bound to.
+pub(crate) struct Connected;
+
+impl tls::TlsConnect<Stream> for Connected {
+    type Stream = Stream;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Stream>>;
+
+    fn connect(self, stream: Stream) -> Self::Future {
+        ready(Ok(stream))
+    }
 }
 
 async fn connect_tcp(at: &str, port: u16, patience: &Patience) -> io::Result<TcpStream> {
@@ -97,15 +145,19 @@ async fn connect_tcp(at: &str, port: u16, patience: &Patience) -> io::Result<Tcp
 /// A peer that vanished is noticed by TCP itself: the stream may be quiet for hours.
 fn be_patient(fd: RawFd, patience: &Patience) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, patience.keepalives.into())?;
-    set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, seconds(patience.idle))?;
-    set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, seconds(patience.interval))?;
-    set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, patience.count.clamp(1, 127) as libc::c_int)?;
     let unacknowledged = patience.unacknowledged.as_millis().min(i32::MAX as u128) as libc::c_int;
-    set(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, unacknowledged)
+    let options = [
+        (libc::TCP_KEEPIDLE, seconds(patience.idle)),
+        (libc::TCP_KEEPINTVL, seconds(patience.interval)),
+        (libc::TCP_KEEPCNT, patience.count.min(127) as libc::c_int),
+        (libc::TCP_USER_TIMEOUT, unacknowledged),
+    ];
+    let ours = options.into_iter().filter(|(_, value)| *value > 0);
+    ours.into_iter().try_for_each(|(option, value)| set(fd, libc::IPPROTO_TCP, option, value))
 }
 
 fn seconds(time: Duration) -> libc::c_int {
-    time.as_secs().clamp(1, 32_767) as libc::c_int
+    time.as_secs().min(32_767) as libc::c_int
 }
 
 fn set(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
@@ -180,14 +232,7 @@ async fn start_tls(mut tcp: TcpStream, tls: &Tls, host: &Host) -> Result<Stream,
         }
         Err(source) if is_network(&source) => Err(Fault::Unreachable { address: address(), source }.passing()),
         Err(cause) => {
-            let mend = match cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(rustls::Error::InvalidCertificate(
-                    rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. },
-                )) => "connect by a name that is among the certificate's subjectAltNames, or say sslmode=verify-ca",
-                Some(rustls::Error::InvalidCertificate(_)) => "name the authority that signed it in sslrootcert",
-                Some(rustls::Error::AlertReceived(_)) => "the server refuses our certificate; see sslcert and sslkey",
-                _ => "see sslmode and sslrootcert in source.postgres",
-            };
+            let mend = tls_mend(&cause).unwrap_or("see sslmode and sslrootcert in source.postgres");
             Err(Fault::Tls { address: address(), cause, mend }.refused())
         }
     }
@@ -205,9 +250,8 @@ fn tls_config(tls: &Tls) -> Result<ClientConfig, SourceError> {
         None => config.with_no_client_auth(),
         Some((certificate, key)) => {
             let chain = certificates(certificate, "sslcert")?;
-            let failed = |source| file_fault("sslkey", key, source);
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(Box::new(error)))?;
-            config.with_client_auth_cert(chain, key).map_err(|error| failed(Box::new(error)))?
+            let read = private_key(key).map_err(|error| file_fault("sslkey", key, error))?;
+            config.with_client_auth_cert(chain, read).map_err(|error| file_fault("sslkey", key, Box::new(error)))?
         }
     };
     config.alpn_protocols = vec![b"postgresql".to_vec()];
@@ -223,7 +267,26 @@ fn certificates(path: &Path, key: &'static str) -> Result<Vec<CertificateDer<'st
     Ok(certificates)
 }
 
-fn file_fault(key: &'static str, path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> SourceError {
+type FileError = Box<dyn std::error::Error + Send + Sync>;
+
+/// As libpq, a key that others may use is not used.
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
+    let found = fs::metadata(path)?;
+    // A key of the system's may be read by a group of those that log in with it.
+    let (forbidden, mode) = if found.uid() == 0 { (0o037, "0640") } else { (0o077, "0600") };
+    if !found.is_file() {
+        return Err("it is not a regular file".into());
+    }
+    if found.mode() & forbidden != 0 {
+        return Err(format!("others may use it; chmod {mode} {}", path.display()).into());
+    }
+    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+        Error::NoItemsFound => "there is no PEM private key in it that can be read without a passphrase".into(),
+        error => error.into(),
+    })
+}
+
+fn file_fault(key: &'static str, path: &Path, source: FileError) -> SourceError {
     Fault::TlsFile { key, path: path.display().to_string(), source }.refused()
 }
 
@@ -358,6 +421,69 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
+
+    /// What the kernel says of the socket of a connection with these words.
+    async fn option(words: &str, level: libc::c_int, option: libc::c_int) -> libc::c_int {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = format!("host=127.0.0.1 port={port} user=u sslmode=disable {words}");
+        let target = Target::parse(&Secret::from(target)).unwrap();
+        let Stream::Tcp(tcp) = connect(&target, &target.hosts[0]).await.unwrap() else { panic!("it is TCP") };
+        let (mut value, mut len) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the kernel writes at most `len` bytes into `value`.
+        let got = unsafe { libc::getsockopt(tcp.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut len) };
+        assert_eq!(got, 0);
+        value
+    }
+
+    #[tokio::test]
+    async fn the_kernel_is_told_how_patient_to_be() {
+        let words = "keepalives_idle=33 keepalives_interval=4 keepalives_count=5 tcp_user_timeout=6789";
+        let zeros = "keepalives_idle=0 keepalives_interval=0 keepalives_count=0 tcp_user_timeout=0";
+        let tcp = libc::IPPROTO_TCP;
+        for (level, name, ours, told) in [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1, 1),
+            (tcp, libc::TCP_KEEPIDLE, 10, 33),
+            (tcp, libc::TCP_KEEPINTVL, 5, 4),
+            (tcp, libc::TCP_KEEPCNT, 3, 5),
+            (tcp, libc::TCP_USER_TIMEOUT, 20_000, 6789),
+        ] {
+            assert_eq!(option("", level, name).await, ours);
+            assert_eq!(option(words, level, name).await, told);
+            // The system's own: whatever it is, none of the two.
+            let system = option(zeros, level, name).await;
+            assert!(level == libc::SOL_SOCKET || (system != ours && system != told), "{system}");
+        }
+        assert_eq!(option("keepalives=0", libc::SOL_SOCKET, libc::SO_KEEPALIVE).await, 0);
+    }
+
+    #[test]
+    fn a_key_that_others_may_use_is_refused_as_libpq_refuses_it() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let says = |mode: u32| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            private_key(&path).map(drop).map_err(|error| error.to_string())
+        };
+        assert!(private_key(&path).unwrap_err().to_string().contains("No such file"));
+        fs::write(&path, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert_eq!(says(0o600), Ok(()));
+        assert_eq!(says(0o400), Ok(()));
+        assert!(says(0o604).unwrap_err().contains("others may use it; chmod 06"));
+        // Only root may give a file away; anybody else owns it and is held to the stricter rule.
+        let root = fs::metadata(&path).unwrap().uid() == 0;
+        assert_eq!(says(0o640).is_ok(), root);
+        if root {
+            chown(&path, Some(65_534), None).unwrap();
+            assert!(says(0o640).unwrap_err().contains("chmod 0600"));
+            assert_eq!(says(0o600), Ok(()));
+        }
+        fs::write(&path, "no key").unwrap();
+        assert!(says(0o600).unwrap_err().contains("no PEM private key"));
+        assert!(private_key(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+    }
 
     #[test]
     fn tcp_info_has_the_kernels_layout() {

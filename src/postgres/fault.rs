@@ -41,6 +41,18 @@ pub(crate) struct Who {
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) slot: String,
+    /// Why the password file has no password for us, where one is used.
+    pub(crate) passfile: Option<String>,
+    /// `sslcert` is given.
+    pub(crate) certificate: bool,
+}
+
+impl Who {
+    /// What is said when a password is asked for that we do not have.
+    pub(crate) fn no_password(&self) -> String {
+        let none = "the server asks for a password, and source.postgres has none";
+        self.passfile.as_ref().map_or_else(|| none.to_owned(), |why| format!("{none}; {why}"))
+    }
 }
 
 /// Found by us, not said by a server.
@@ -56,6 +68,12 @@ pub(crate) enum Fault {
     NoTls { address: String },
     #[error("use TLS with {address}: {cause}; {mend}")]
     Tls { address: String, cause: io::Error, mend: &'static str },
+    #[error("log in to {address} as channel_binding=require asks: {why}, or say channel_binding=prefer")]
+    NotBound { address: String, why: &'static str },
+    #[error("{what}; it has let us in before, so it is asked again for {left}")]
+    Again { what: String, left: humantime::FormattedDuration },
+    #[error("reach any of the hosts: {what}")]
+    Unreached { what: String },
     #[error("read {key} {path}")]
     TlsFile { key: &'static str, path: String, source: Box<dyn Error + Send + Sync> },
     #[error("log in to {address}: {what}")]
@@ -167,26 +185,47 @@ pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> Sourc
     }
     let closed = error.is_closed();
     let text = told(&error);
-    let passing = closed || error.into_source().is_some_and(|source| source.downcast_ref().is_some_and(is_network));
+    let address = who.address.clone();
+    let source = error.into_source().and_then(|source| source.downcast::<io::Error>().ok());
+    let passing = closed || source.as_deref().is_some_and(is_network);
+    if let Some((mend, cause)) = source.as_ref().and_then(|source| tls_mend(source)).zip(source) {
+        return Fault::Tls { address, cause: *cause, mend }.refused();
+    }
     let doing = doing(step, who);
     if passing {
         return Fault::Lost { doing, what: text }.passing();
     }
-    let text = if text.contains("password missing") {
-        "the server asks for a password, and source.postgres has none".to_owned()
-    } else {
-        text
-    };
+    if text.contains("channel binding") {
+        return Fault::NotBound { address, why: NOT_BOUND }.refused();
+    }
+    let text = if text.contains("password missing") { who.no_password() } else { text };
     match step {
-        Step::LogIn => Fault::LogIn { address: who.address.clone(), what: text }.refused(),
+        Step::LogIn => Fault::LogIn { address, what: text }.refused(),
         // A question that this version of the server cannot answer, or an answer that we do not understand.
-        _ => Fault::Protocol { address: who.address.clone(), what: format!("{doing}: {text}") }.refused(),
+        _ => Fault::Protocol { address, what: format!("{doing}: {text}") }.refused(),
     }
 }
 
 /// Whether the network broke, and not what was said over it.
 pub(crate) fn is_network(error: &io::Error) -> bool {
     !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+}
+
+/// How an error of TLS is mended; `None` when it is not one that we know.
+///
+/// Under TLS 1.3 what the server thinks of our certificate comes only when we first read.
+pub(crate) fn tls_mend(error: &io::Error) -> Option<&'static str> {
+    use rustls::{CertificateError as Wrong, Error::*};
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. }) => {
+            Some("connect by a name that is among the certificate's subjectAltNames, or say sslmode=verify-ca")
+        }
+        InvalidCertificate(_) => Some("name the authority that signed it in sslrootcert"),
+        AlertReceived(_) => Some(
+            "the server refuses our certificate: sslcert must be signed by an authority in its ssl_ca_file, and be valid",
+        ),
+        _ => None,
+    }
 }
 
 /// What a sorted server error prints, and the error itself as its cause.
@@ -241,9 +280,19 @@ fn doing(step: Step, who: &Who) -> String {
 }
 
 fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
-    let Who { user, database, slot, .. } = who;
+    let Who { user, database, slot, certificate, .. } = who;
     let mend = match (said.code.as_str(), step) {
+        // `clientcert=verify-full` says no more than this of a certificate for somebody else.
+        ("28P01", _) if *certificate => {
+            format!("check user and password in source.postgres, and that the certificate in sslcert is for CN={user}")
+        }
         ("28P01", _) => "check user and password in source.postgres".into(),
+        ("28000", _) if said.message.contains("valid client certificate") => {
+            format!("name a certificate for CN={user} in sslcert, and its key in sslkey")
+        }
+        ("28000", _) if said.message.contains("certificate authentication failed") => {
+            format!("the certificate in sslcert must be for CN={user}, or a map in pg_ident.conf must lead there")
+        }
         ("28000", _) if said.message.contains("pg_hba.conf") => {
             format!("add a line such as `hostssl {database} {user} ADDRESS scram-sha-256` to pg_hba.conf and reload it")
         }
@@ -275,6 +324,9 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
     Some(mend)
 }
 
+/// What is said of a server that asks for less than SCRAM-SHA-256-PLUS.
+pub(crate) const NOT_BOUND: &str = "the server does not bind the log-in to TLS; have pg_hba.conf ask for scram-sha-256, and set \
+                                    the password again under password_encryption = scram-sha-256";
 /// How `wal_level` is mended.
 pub(crate) const WAL_LEVEL: &str = "ALTER SYSTEM SET wal_level = logical, and restart the server";
 
@@ -288,6 +340,7 @@ mod tests {
             user: "cdc".into(),
             database: "shop".into(),
             slot: "offshoot_shop".into(),
+            ..Who::default()
         };
         Said { code: code.into(), message: message.into(), detail: None }.sort(step, &who)
     }

@@ -13,7 +13,7 @@ use std::{
 use postgres_protocol::{
     authentication::{
         md5_hash,
-        sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
+        sasl::{self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256},
     },
     message::{
         backend::{AuthenticationSaslBody, DataRowBody, ErrorResponseBody, Message},
@@ -32,9 +32,9 @@ use tracing::debug;
 use super::{
     catalog::Control,
     connect::{Stream, connect},
-    fault::{Fault, Said, Step, Who},
+    fault::{Fault, NOT_BOUND, Said, Step, Who},
     pace::{PAUSE, Pace},
-    url::{Host, Target},
+    url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, Wire},
 };
 use crate::source::SourceError;
@@ -118,8 +118,21 @@ impl Greeting {
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out).map_err(|error| self.impossible(error))?;
         self.send(&out).await?;
+        // Whoever is in between could ask for less than SCRAM-SHA-256-PLUS, or for nothing.
+        let mut may_be_unbound = target.channel_binding != ChannelBinding::Require;
         loop {
             match self.message(Step::LogInToReplicate).await? {
+                Message::AuthenticationSasl(body) => {
+                    self.scram(body, target.channel_binding, host).await?;
+                    may_be_unbound = true;
+                }
+                Message::AuthenticationOk
+                | Message::AuthenticationCleartextPassword
+                | Message::AuthenticationMd5Password(_)
+                    if !may_be_unbound =>
+                {
+                    return Err(self.not_bound());
+                }
                 Message::AuthenticationOk => {}
                 Message::AuthenticationCleartextPassword => {
                     let password = self.password(host)?;
@@ -129,7 +142,6 @@ impl Greeting {
                     let hash = md5_hash(target.user.as_bytes(), self.password(host)?.as_bytes(), body.salt());
                     self.send_password(hash.as_bytes()).await?;
                 }
-                Message::AuthenticationSasl(body) => self.scram(body, host).await?,
                 Message::ReadyForQuery(_) => return Ok(()),
                 Message::BackendKeyData(_) | Message::ParameterStatus(_) => {}
                 _ => return Err(self.refuse("the server asks for a way to log in that offshoot does not know")),
@@ -137,18 +149,30 @@ impl Greeting {
         }
     }
 
-    async fn scram(&mut self, body: AuthenticationSaslBody, host: &Host) -> Result<(), SourceError> {
+    async fn scram(
+        &mut self,
+        body: AuthenticationSaslBody,
+        channel_binding: ChannelBinding,
+        host: &Host,
+    ) -> Result<(), SourceError> {
         let mut mechanisms = body.mechanisms();
-        let mut offered = false;
+        let (mut plain, mut plus) = (false, false);
         while let Some(mechanism) = mechanisms.next().map_err(|error| self.impossible(error))? {
-            offered |= mechanism == SCRAM_SHA_256;
+            plain |= mechanism == SCRAM_SHA_256;
+            plus |= mechanism == SCRAM_SHA_256_PLUS;
         }
-        if !offered {
-            return Err(self.refuse("the server offers no SCRAM-SHA-256"));
-        }
-        let mut scram = ScramSha256::new(self.password(host)?.as_bytes(), ChannelBinding::unsupported());
+        let end_point = self.stream.end_point().filter(|_| channel_binding != ChannelBinding::Disable);
+        let (mechanism, binding) = match end_point {
+            Some(end_point) if plus => (SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(end_point)),
+            _ if channel_binding == ChannelBinding::Require => return Err(self.not_bound()),
+            _ if !plain => return Err(self.refuse("the server offers no SCRAM-SHA-256")),
+            // A server that did offer it notices that somebody has taken the offer out.
+            Some(_) => (SCRAM_SHA_256, sasl::ChannelBinding::unrequested()),
+            None => (SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
+        };
+        let mut scram = ScramSha256::new(self.password(host)?.as_bytes(), binding);
         let mut out = BytesMut::new();
-        frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut out)
+        frontend::sasl_initial_response(mechanism, scram.message(), &mut out)
             .map_err(|error| self.impossible(error))?;
         self.send(&out).await?;
         let Message::AuthenticationSaslContinue(body) = self.message(Step::LogInToReplicate).await? else {
@@ -238,8 +262,7 @@ impl Greeting {
     }
 
     fn password<'a>(&self, host: &'a Host) -> Result<&'a str, SourceError> {
-        let none = "the server asks for a password, and source.postgres has none";
-        host.password.as_ref().map(|password| password.reveal()).ok_or_else(|| self.refuse(none))
+        host.password.as_ref().map(|password| password.reveal()).ok_or_else(|| self.refuse(&self.who.no_password()))
     }
 
     async fn send_password(&mut self, password: &[u8]) -> Result<(), SourceError> {
@@ -289,6 +312,10 @@ impl Greeting {
 
     fn refuse(&self, what: &str) -> SourceError {
         Fault::LogIn { address: self.who.address.clone(), what: what.into() }.refused()
+    }
+
+    fn not_bound(&self) -> SourceError {
+        Fault::NotBound { address: self.who.address.clone(), why: NOT_BOUND }.refused()
     }
 
     fn impossible(&self, error: io::Error) -> SourceError {

@@ -3,7 +3,14 @@
 //! libpq's two forms, a URI and `key=value` keywords, and libpq's words. tokio-postgres' own parser knows neither
 //! `verify-full` nor `sslrootcert`, and its errors do not name what would have been right.
 
-use std::{env, ffi::CStr, fs, path::PathBuf, time::Duration};
+use std::{
+    env,
+    ffi::CStr,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::config::Secret;
 
@@ -18,6 +25,8 @@ pub struct Target {
     pub database: String,
     /// How the wire is protected.
     pub tls: Tls,
+    /// Whether the log-in is bound to the wire's protection.
+    pub channel_binding: ChannelBinding,
     /// What reaching one host and logging in may take.
     pub connect_timeout: Duration,
     /// `options`: further command-line options of the session.
@@ -39,6 +48,8 @@ pub struct Host {
     pub place: Place,
     /// From the connection string, `PGPASSWORD` or the password file.
     pub password: Option<Secret>,
+    /// Why the password file gave none, where there is one or should be.
+    pub passfile: Option<String>,
 }
 
 /// An address to connect to.
@@ -78,6 +89,18 @@ pub enum SslMode {
     VerifyFull,
 }
 
+/// `channel_binding`: SCRAM proves to both ends that nobody between them ends the TLS connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// Where the server has it. libpq's default.
+    #[default]
+    Prefer,
+    /// Else no password leaves us.
+    Require,
+}
+
 /// Which certificate authorities are trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Roots {
@@ -89,7 +112,7 @@ pub enum Roots {
     File(PathBuf),
 }
 
-/// When TCP gives a silent peer up.
+/// When TCP gives a silent peer up. Zero leaves a value to the system, as in libpq.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patience {
     /// `keepalives`.
@@ -218,6 +241,7 @@ struct Words {
     roots: Option<Roots>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
+    channel_binding: ChannelBinding,
     direct: bool,
     connect_timeout: Option<Duration>,
     options: Option<String>,
@@ -277,14 +301,14 @@ impl Words {
                 "direct" => self.direct = true,
                 _ => return Err(wrong("sslnegotiation", "postgres or direct")),
             },
-            "channel_binding" => match value.as_str() {
-                "disable" | "prefer" => {}
-                "require" => {
-                    let why = "it has no channel binding; sslmode=verify-full is what keeps others out";
-                    return Err(UrlError::Unsupported { key: "channel_binding=require".into(), why });
+            "channel_binding" => {
+                self.channel_binding = match value.as_str() {
+                    "disable" => ChannelBinding::Disable,
+                    "prefer" => ChannelBinding::Prefer,
+                    "require" => ChannelBinding::Require,
+                    _ => return Err(wrong("channel_binding", "disable, prefer or require")),
                 }
-                _ => return Err(wrong("channel_binding", "disable or prefer")),
-            },
+            }
             "gssencmode" if matches!(value.as_str(), "disable" | "prefer") => {}
             "load_balance_hosts" if value == "disable" => {}
             "target_session_attrs" => match value.as_str() {
@@ -303,11 +327,11 @@ impl Words {
                 _ => return Err(wrong("keepalives", "0 or 1")),
             },
             "keepalives_idle" => {
-                patience.idle = positive(&value).ok_or_else(|| wrong("keepalives_idle", "a number of seconds"))?
+                patience.idle = seconds(&value).ok_or_else(|| wrong("keepalives_idle", "a number of seconds"))?
             }
             "keepalives_interval" => {
                 patience.interval =
-                    positive(&value).ok_or_else(|| wrong("keepalives_interval", "a number of seconds"))?
+                    seconds(&value).ok_or_else(|| wrong("keepalives_interval", "a number of seconds"))?
             }
             "keepalives_count" => patience.count = value.parse().map_err(|_| wrong("keepalives_count", "a number"))?,
             "tcp_user_timeout" => {
@@ -374,7 +398,8 @@ impl Words {
                     }
                 };
                 let password = passwords.find(&name, port, &database, &user);
-                Host { name, place, password }
+                let passfile = passwords.why_not.clone().filter(|_| password.is_none());
+                Host { name, place, password, passfile }
             })
             .collect();
         let identity = match (self.certificate, self.key) {
@@ -394,12 +419,16 @@ impl Words {
         if self.direct && mode < SslMode::Require {
             return Err(UrlError::Syntax("sslnegotiation=direct wants sslmode=require or stronger"));
         }
+        if self.channel_binding == ChannelBinding::Require && mode == SslMode::Disable {
+            return Err(UrlError::Syntax("channel_binding=require binds to TLS, which sslmode=disable forbids"));
+        }
         let tls = Tls { mode, roots: self.roots.unwrap_or(Roots::Default), identity, direct: self.direct };
         Ok(Target {
             hosts,
             user,
             database,
             tls,
+            channel_binding: self.channel_binding,
             connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
             options: self.options,
             application_name: self.application_name,
@@ -410,19 +439,47 @@ impl Words {
 }
 
 /// Where a password may come from, in libpq's order.
+#[derive(Default)]
 struct Passwords {
     given: Option<String>,
     /// Lines of the password file: host, port, database, user, password.
     file: Vec<[String; 5]>,
+    /// Why it is not the file, with the mend.
+    why_not: Option<String>,
 }
 
 impl Passwords {
     fn of(words: &Words) -> Passwords {
         let given = words.password.clone().or_else(|| env::var("PGPASSWORD").ok()).filter(|text| !text.is_empty());
+        if given.is_some() {
+            return Passwords { given, ..Passwords::default() };
+        }
         let named = words.passfile.clone().or_else(|| env::var_os("PGPASSFILE").map(PathBuf::from));
-        let path = named.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".pgpass")));
-        let text = path.filter(|_| given.is_none()).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-        Passwords { given, file: text.lines().filter_map(passfile_line).collect() }
+        let default = || Some(PathBuf::from(env::var_os("HOME")?).join(".pgpass")).filter(|path| path.exists());
+        match named.or_else(default) {
+            Some(path) => Passwords::of_file(&path),
+            None => Passwords::default(),
+        }
+    }
+
+    /// As libpq, a file that others may read is not read.
+    fn of_file(path: &Path) -> Passwords {
+        let shown = path.display();
+        let why_not = match fs::metadata(path) {
+            Ok(found) if !found.is_file() => format!("the password file {shown} is not a plain file"),
+            Ok(found) if found.mode() & 0o077 != 0 => {
+                format!("chmod 0600 {shown}: a password file that its group or others may use is ignored")
+            }
+            Ok(_) => match fs::read_to_string(path) {
+                Ok(text) => {
+                    let why_not = Some(format!("no line of the password file {shown} fits"));
+                    return Passwords { file: text.lines().filter_map(passfile_line).collect(), why_not, given: None };
+                }
+                Err(error) => format!("the password file {shown} cannot be read: {error}"),
+            },
+            Err(error) => format!("the password file {shown} cannot be read: {error}"),
+        };
+        Passwords { why_not: Some(why_not), ..Passwords::default() }
     }
 
     fn find(&self, host: &str, port: u16, database: &str, user: &str) -> Option<Secret> {
@@ -555,8 +612,8 @@ fn list(value: &str) -> Vec<String> {
     value.split(',').map(|item| item.trim().to_owned()).collect()
 }
 
-fn positive(value: &str) -> Option<Duration> {
-    value.parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+fn seconds(value: &str) -> Option<Duration> {
+    value.parse().ok().map(Duration::from_secs)
 }
 
 fn unix(dir: &str, port: u16) -> Place {
@@ -673,9 +730,48 @@ mod tests {
     }
 
     #[test]
+    fn a_binding_that_is_required_wants_tls() {
+        let binding = |text: &str| parse(text).map(|target| target.channel_binding);
+        assert_eq!(binding("postgres://u@h/d").unwrap(), ChannelBinding::Prefer);
+        assert_eq!(binding("postgres://u@h/d?channel_binding=disable").unwrap(), ChannelBinding::Disable);
+        assert_eq!(binding("host=h user=u channel_binding=require").unwrap(), ChannelBinding::Require);
+        let says = |text: &str| parse(text).unwrap_err().to_string();
+        assert!(says("postgres://u@h/d?channel_binding=require&sslmode=disable").contains("sslmode=disable forbids"));
+        assert!(says("postgres://u@h/d?channel_binding=always").contains("disable, prefer or require"));
+    }
+
+    #[test]
+    fn zero_leaves_a_value_to_the_system() {
+        let text = "postgres://u@h/d?keepalives_idle=0&keepalives_interval=7&keepalives_count=0&tcp_user_timeout=0";
+        let patience = parse(text).unwrap().patience;
+        assert_eq!((patience.idle, patience.interval), (Duration::ZERO, Duration::from_secs(7)));
+        assert_eq!((patience.count, patience.unacknowledged), (0, Duration::ZERO));
+        assert!(parse("postgres://u@h/d?keepalives_idle=-1").is_err());
+    }
+
+    #[test]
+    fn a_password_file_that_others_may_use_is_ignored_and_says_so() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = tempfile::tempdir().unwrap().keep().join("pgpass");
+        let text = format!("host=h user=u dbname=d passfile={}", path.display());
+        let host = || parse(&text).unwrap().hosts.remove(0);
+        assert!(host().passfile.unwrap().contains("cannot be read: No such file"));
+        fs::write(&path, "h:5432:d:u:hunter2\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let found = host();
+        assert!(found.password.is_none() && found.passfile.unwrap().starts_with("chmod 0600 "));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let found = host();
+        assert_eq!((found.password.unwrap().reveal(), found.passfile), ("hunter2", None));
+        fs::write(&path, "other:5432:d:u:hunter2\n").unwrap();
+        assert!(host().passfile.unwrap().starts_with("no line of the password file "));
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
     fn reads_a_password_file() {
         let line = passfile_line(r"db:*:shop:cdc:a\:b\\c").unwrap();
-        let passwords = Passwords { given: None, file: vec![line] };
+        let passwords = Passwords { file: vec![line], ..Passwords::default() };
         let found = |host| passwords.find(host, 5432, "shop", "cdc").map(|secret| secret.reveal().to_owned());
         assert_eq!(found("db").as_deref(), Some(r"a:b\c"));
         assert_eq!(found("other"), None);

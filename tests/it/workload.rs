@@ -185,10 +185,12 @@ fn statement(rng: &mut fastrand::Rng) -> String {
     let note = rng.usize(0..400);
     match rng.u8(..) {
         0..80 => format!(
-            "INSERT INTO account VALUES ({key}, {stamp}, repeat('n', {note}))
+            "INSERT INTO account VALUES ({key}, {stamp}, 'vAlUe-' || repeat('n', {note}))
              ON CONFLICT (id) DO UPDATE SET stamp = excluded.stamp, note = excluded.note;"
         ),
-        80..160 => format!("UPDATE account SET stamp = {stamp}, note = repeat('u', {note}) WHERE id = {key};"),
+        80..160 => {
+            format!("UPDATE account SET stamp = {stamp}, note = 'vAlUe-' || repeat('u', {note}) WHERE id = {key};")
+        }
         160..190 => format!("DELETE FROM account WHERE id = {key};"),
         190..205 => format!("UPDATE account SET id = nextval('fresh'), stamp = {stamp} WHERE id = {key};"),
         205..215 => format!("UPDATE account SET stamp = stamp + 1 WHERE id {};", range(rng, 400)),
@@ -197,13 +199,13 @@ fn statement(rng: &mut fastrand::Rng) -> String {
         230..255 => {
             let (from, len) = (rng.u64(HOT_KEYS..COLD_KEYS), rng.u64(0..300));
             format!(
-                "INSERT INTO account SELECT i, {stamp}, repeat('m', {note}) FROM generate_series({from}, {}) i
+                "INSERT INTO account SELECT i, {stamp}, 'vAlUe-' || repeat('m', {note}) FROM generate_series({from}, {}) i
                  ON CONFLICT (id) DO UPDATE SET stamp = excluded.stamp;",
                 from + len
             )
         }
         255.. => format!(
-            "INSERT INTO account SELECT nextval('fresh'), {stamp}, repeat('x', {note}) FROM generate_series(1, {});",
+            "INSERT INTO account SELECT nextval('fresh'), {stamp}, 'vAlUe-' || repeat('x', {note}) FROM generate_series(1, {});",
             rng.u32(2_000..10_000)
         ),
     }

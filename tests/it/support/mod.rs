@@ -10,6 +10,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod wait;
+pub mod secrets;
 pub mod process;
 pub mod servers;
 pub mod postgres;

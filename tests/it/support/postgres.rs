@@ -20,7 +20,7 @@ use super::{
 };
 
 /// The superuser's password; scram over TCP asks for it, the socket does not.
-pub const PASSWORD: &str = "offshoot";
+pub const PASSWORD: &str = "sEcReT-superuser";
 
 /// How long a server may take to start or stop on a busy machine.
 const START_MAX: Duration = Duration::from_secs(60);

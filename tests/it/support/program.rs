@@ -7,22 +7,23 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use super::{
     process::{self, Process},
-    servers, wait,
+    secrets, servers, wait,
 };
 
 /// How long the program may take to start and to stop on a busy machine.
 pub const START_MAX: Duration = Duration::from_secs(30);
 
-/// A running program. Dropped, it is killed.
+/// A running program. Dropped, it is killed, and what it has printed is looked through for secrets.
 pub struct Offshoot {
     process: Process,
     lines: Arc<Mutex<Vec<String>>>,
+    collectors: Vec<JoinHandle<()>>,
     config: Config,
 }
 
@@ -91,9 +92,8 @@ impl Offshoot {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let out = process.child().stdout.take().expect("it was piped");
         let err = process.child().stderr.take().expect("it was piped");
-        collect(out, lines.clone());
-        collect(err, lines.clone());
-        Offshoot { process, lines, config: config.clone() }
+        let collectors = vec![collect(out, lines.clone()), collect(err, lines.clone())];
+        Offshoot { process, lines, collectors, config: config.clone() }
     }
 
     /// Its config, for another life.
@@ -152,6 +152,7 @@ impl Offshoot {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: offshoot\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
+        secrets::must_not_be_in(path, &answer);
         let (head, body) = answer.split_once("\r\n\r\n")?;
         Some((head.split(' ').nth(1)?.parse().ok()?, body.into()))
     }
@@ -187,20 +188,32 @@ impl Offshoot {
     }
 }
 
+impl Drop for Offshoot {
+    fn drop(&mut self) {
+        self.process.kill();
+        // The pipes end with the process.
+        self.collectors.drain(..).for_each(|collector| collector.join().expect("no collector panics"));
+        if !thread::panicking() {
+            secrets::must_not_be_in("the log", &self.log().join("\n"));
+        }
+    }
+}
+
 /// Runs a command of the program to its end: its exit code and what it printed, standard output first.
 #[track_caller]
 pub fn output(command: &mut Command) -> (Option<i32>, String) {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("start offshoot: {e}"));
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    secrets::must_not_be_in("the output", &text);
+    (output.status.code(), text)
 }
 
 /// Appends the lines of a pipe, until it ends.
-fn collect(pipe: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) {
+fn collect(pipe: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
     thread::spawn(move || {
         for line in BufReader::new(pipe).split(b'\n') {
             let Ok(line) = line else { return };
             lines.lock().expect("no collector panics").push(String::from_utf8_lossy(&line).into_owned());
         }
-    });
+    })
 }
