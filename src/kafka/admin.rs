@@ -22,6 +22,7 @@ use rdkafka::{
 use tracing::{debug, info};
 
 use crate::{
+    causes::told,
     config::{Config, KafkaConfig},
     kafka::{
         client::{self, PropertyError},
@@ -287,7 +288,7 @@ impl ClientContext for Listener {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let mut heard = self.0.lock().expect("nobody panics with it");
-        heard.push((code_of(&error), reason.to_owned()));
+        heard.push((fault::of_connection(code_of(&error), reason), reason.to_owned()));
     }
 }
 
@@ -302,7 +303,7 @@ pub fn inspect(config: &Config, topics: &[String], timeout: Duration) -> KafkaRe
     let mut report = KafkaReport::default();
     if let Err(error) = inspect_into(&mut report, config, topics, timeout) {
         let mend = "change it in the config".to_owned();
-        report.faults.push(KafkaFault { kind: KafkaFaultKind::Config, what: error.to_string(), mend });
+        report.faults.push(KafkaFault { kind: KafkaFaultKind::Config, what: told(&error), mend });
     }
     report
 }

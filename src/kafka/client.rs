@@ -50,6 +50,12 @@ pub enum PropertyError {
         /// What the operating system said.
         source: SecretError,
     },
+    /// Nobody to get a token from.
+    #[error(
+        "`sink.kafka.properties.sasl.mechanism`: OAUTHBEARER needs a token, and this version has none to offer but the unsecured one of \
+         `enable.sasl.oauthbearer.unsecure.jwt: true`; log in by SCRAM or a certificate"
+    )]
+    NoToken,
     /// Two names of one property.
     #[error("`sink.kafka.properties`: `{first}` and `{second}` are two names of one property; keep one")]
     Twice {
@@ -198,6 +204,7 @@ impl PropertyError {
             | Self::Owned { name, .. }
             | Self::File { name, .. } => [&properties[..], &[name]].concat(),
             Self::Twice { second, .. } => [&properties[..], &[second]].concat(),
+            Self::NoToken => vec!["sink", "kafka", "properties"],
             Self::NoBroker => vec!["sink", "kafka", "brokers"],
             Self::Together(_) => properties.to_vec(),
         }
@@ -255,6 +262,12 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
         let value = value.read().map_err(|source| PropertyError::File { name: name.clone(), source })?;
         try_property(name, &value)?;
         properties.insert(first, value);
+    }
+
+    let says = |name: &str, value: &str| properties.get(name).is_some_and(|said| said.eq_ignore_ascii_case(value));
+    // librdkafka would wait for ever for somebody to bring it a token.
+    if says("sasl.mechanisms", "OAUTHBEARER") && !says("enable.sasl.oauthbearer.unsecure.jwt", "true") {
+        return Err(PropertyError::NoToken);
     }
 
     let mut client = ClientConfig::new();

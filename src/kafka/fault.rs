@@ -59,6 +59,15 @@ pub fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// The code of an error of a connection. A broker that does not take our certificate says so by a TLS alert, which librdkafka
+/// counts among the outages.
+pub fn of_connection(code: RDKafkaErrorCode, reason: &str) -> RDKafkaErrorCode {
+    match code {
+        RDKafkaErrorCode::BrokerTransportFailure if reason.contains("SSL alert number") => RDKafkaErrorCode::SSL,
+        code => code,
+    }
+}
+
 /// How to mend a refusal that concerns a topic, or several with ` --topic ` between.
 pub fn mend(code: RDKafkaErrorCode, topic: &str, config: &KafkaConfig) -> String {
     use RDKafkaErrorCode as E;
@@ -195,6 +204,16 @@ mod tests {
                 assert_eq!(sort(*code), fault, "{code:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_certificate_that_is_refused_is_told_from_an_outage() {
+        use RDKafkaErrorCode as E;
+        let alert =
+            "Receive failed: error:0A00045C:SSL routines::tlsv13 alert certificate required: SSL alert number 116";
+        assert_eq!(of_connection(E::BrokerTransportFailure, alert), E::SSL);
+        assert_eq!(of_connection(E::BrokerTransportFailure, "Connection refused"), E::BrokerTransportFailure);
+        assert_eq!(of_connection(E::Authentication, alert), E::Authentication);
     }
 
     #[test]

@@ -315,6 +315,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+        let code = fault::of_connection(code, reason);
         let mut outcome = lock(&self.shared.outcome);
         // The wrapper tells a producer's errors twice.
         if outcome.events.last().is_none_or(|(c, r)| (*c, r.as_str()) != (code, reason)) {

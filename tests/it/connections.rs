@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// A certificate authority of this run.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new(name: &str) -> Authority {
+    pub(crate) fn new(name: &str) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -41,14 +41,31 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn write(&self, dir: &Path, name: &str) -> PathBuf {
+    /// A certificate for a client of this name, and its key: two files.
+    pub(crate) fn client(&self, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let (certificate_file, key_file) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+        fs::write(&certificate_file, params.signed_by(&key, &self.0).unwrap().pem()).unwrap();
+        fs::write(&key_file, key.serialize_pem()).unwrap();
+        fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+        (certificate_file, key_file)
+    }
+
+    pub(crate) fn write(&self, dir: &Path, name: &str) -> PathBuf {
         let path = dir.join(name);
         fs::write(&path, self.0.pem()).unwrap();
         path
     }
 }
 
-/// A Kafka that asks who is there. `alice` may do everything, `bob` nothing; both have the password `secret`.
+/// What `alice` and `bob` say to Kafka.
+pub(crate) const KAFKA_PASSWORD: &str = "sEcReT-kafka";
+/// What `rotating` says to Kafka at first.
+pub(crate) const FIRST_PASSWORD: &str = "sEcReT-first";
+
+/// A Kafka that asks who is there. `alice` and `rotating` may do everything, `bob` nothing.
 pub(crate) struct Secured {
     /// By its plain listener, where everybody may do everything.
     pub broker: Broker,
@@ -56,10 +73,18 @@ pub(crate) struct Secured {
     pub sasl: String,
     /// `host:port` for TLS without a user.
     pub ssl: String,
-    /// `host:port` for SCRAM-SHA-256 under TLS.
-    sasl_ssl: String,
-    /// Signed the broker's certificate.
-    authority: PathBuf,
+    /// `host:port` for SCRAM under TLS.
+    pub sasl_ssl: String,
+    /// `host:port` for TLS with a certificate of the client's.
+    pub mutual: String,
+    /// `host:port` for tokens.
+    pub oauth: String,
+    /// `host:port` for SCRAM-SHA-256 without TLS; each second it asks who is there.
+    pub asks_again: String,
+    /// Signed the broker's certificate, and those of clients.
+    pub signer: Authority,
+    /// Its certificate.
+    pub authority: PathBuf,
     /// Signed nothing.
     pub other_authority: PathBuf,
 }
@@ -73,45 +98,70 @@ pub(crate) fn secured() -> &'static Secured {
         let (certificate, key) = authority.issue(&["localhost", "127.0.0.1"]);
         let store = dir.join("kafka.pem");
         fs::write(&store, format!("{key}{certificate}{}", authority.0.pem())).unwrap();
-        let [sasl, ssl, sasl_ssl] = [(); 3].map(|()| format!("127.0.0.1:{}", servers::free_port()));
-        let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required user_alice=\"secret\" user_bob=\"secret\";";
+        let [sasl, ssl, sasl_ssl, mutual, oauth, asks_again] = [(); 6].map(|()| format!("127.0.0.1:{}", servers::free_port()));
+        let ca = authority.write(&dir, "ca.pem");
+        let plain = format!(
+            "org.apache.kafka.common.security.plain.PlainLoginModule required user_alice=\"{KAFKA_PASSWORD}\" \
+             user_bob=\"{KAFKA_PASSWORD}\";"
+        );
+        let token = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
+                     unsecuredLoginStringClaim_sub=\"broker\";";
         let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
         let listeners =
-            format!("PLAINTEXT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{{controller_port}},SASL://{sasl},TLS://{ssl},BOTH://{sasl_ssl}");
-        let map = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,TLS:SSL,BOTH:SASL_SSL";
+            format!("PLAINTEXT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{{controller_port}},SASL://{sasl},TLS://{ssl},BOTH://{sasl_ssl},MUTUAL://{mutual},OAUTH://{oauth},AGAIN://{asks_again}");
+        let map = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,TLS:SSL,BOTH:SASL_SSL,MUTUAL:SSL,OAUTH:SASL_PLAINTEXT,AGAIN:SASL_PLAINTEXT";
         let mut options = Options::default()
             .property("listeners", &listeners)
             .property("listener.security.protocol.map", map)
-            .property("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256")
-            .property("listener.name.sasl.plain.sasl.jaas.config", plain)
+            .property("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER")
+            .property("listener.name.sasl.plain.sasl.jaas.config", &plain)
+            .property("listener.name.sasl.sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256")
             .property("listener.name.sasl.scram-sha-256.sasl.jaas.config", scram)
-            .property("listener.name.both.plain.sasl.jaas.config", plain)
+            .property("listener.name.both.sasl.enabled.mechanisms", "SCRAM-SHA-256,SCRAM-SHA-512")
             .property("listener.name.both.scram-sha-256.sasl.jaas.config", scram)
+            .property("listener.name.both.scram-sha-512.sasl.jaas.config", scram)
+            .property("listener.name.again.sasl.enabled.mechanisms", "SCRAM-SHA-256")
+            .property("listener.name.again.scram-sha-256.sasl.jaas.config", scram)
+            .property("listener.name.again.scram-sha-256.connections.max.reauth.ms", "1000")
+            .property("listener.name.oauth.sasl.enabled.mechanisms", "OAUTHBEARER")
+            .property("listener.name.oauth.oauthbearer.sasl.jaas.config", token)
+            .property("listener.name.mutual.ssl.client.auth", "required")
+            .property("listener.name.mutual.ssl.truststore.type", "PEM")
+            .property("listener.name.mutual.ssl.truststore.location", ca.to_str().unwrap())
+            .property("listener.name.mutual.ssl.principal.mapping.rules", "RULE:^.*CN=([^,]+).*$/$1/,DEFAULT")
             .property("ssl.keystore.type", "PEM")
             .property("ssl.keystore.location", store.to_str().unwrap())
             .property("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer")
-            .property("super.users", "User:ANONYMOUS;User:alice");
-        options.format =
-            ["--add-scram", "SCRAM-SHA-256=[name=alice,password=secret]"].map(String::from).into();
+            .property("super.users", "User:ANONYMOUS;User:alice;User:rotating");
+        let users = [
+            format!("SCRAM-SHA-256=[name=alice,password={KAFKA_PASSWORD}]"),
+            format!("SCRAM-SHA-512=[name=alice,password={KAFKA_PASSWORD}]"),
+            format!("SCRAM-SHA-256=[name=rotating,password={FIRST_PASSWORD}]"),
+        ];
+        options.format = users.into_iter().flat_map(|user| ["--add-scram".into(), user]).collect();
         let broker = kafka::private(&options);
         let other_authority = Authority::new("Somebody else").write(&dir, "other.pem");
-        Secured { broker, sasl, ssl, sasl_ssl, authority: authority.write(&dir, "ca.pem"), other_authority }
+        Secured { broker, sasl, ssl, sasl_ssl, mutual, oauth, asks_again, signer: authority, authority: ca, other_authority }
     })
 }
 
 /// A Postgres that asks each role in its own way, and has TLS with a certificate for `localhost`.
-struct Asking {
-    server: Server,
-    authority: PathBuf,
-    other_authority: PathBuf,
+pub(crate) struct Asking {
+    pub server: Server,
+    /// Signed the server's certificate, and those of clients.
+    pub signer: Authority,
+    /// Its certificate.
+    pub authority: PathBuf,
+    pub other_authority: PathBuf,
 }
 
-fn asking() -> &'static Asking {
+pub(crate) fn asking() -> &'static Asking {
     static ASKING: OnceLock<Asking> = OnceLock::new();
     ASKING.get_or_init(|| {
         let dir = process::new_dir("authority");
         let authority = Authority::new("Offshoot's tests");
         let (certificate, key) = authority.issue(&["localhost"]);
+        let ca = authority.write(&dir, "ca.pem");
         let (certificate_file, key_file) = (dir.join("server.crt"), dir.join("server.key"));
         fs::write(&certificate_file, certificate).unwrap();
         fs::write(&key_file, key).unwrap();
@@ -123,25 +173,34 @@ fn asking() -> &'static Asking {
             ("ssl", "on"),
             ("ssl_cert_file", certificate_file.to_str().unwrap()),
             ("ssl_key_file", key_file.to_str().unwrap()),
+            ("ssl_ca_file", ca.to_str().unwrap()),
         ];
         let server = postgres::private(V17, &settings);
         let session = server.session("postgres");
-        for (role, encryption) in
-            [("r_trust", "md5"), ("r_clear", "md5"), ("r_md5", "md5"), ("r_scram", "scram-sha-256")]
-        {
+        for (role, encryption) in [
+            ("r_trust", "md5"),
+            ("r_clear", "md5"),
+            ("r_md5", "md5"),
+            ("r_scram", "scram-sha-256"),
+            ("r_cert", "md5"),
+            ("r_both", "scram-sha-256"),
+        ] {
             session.execute(&format!("SET password_encryption = '{encryption}'"));
-            session.execute(&format!("CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'se cret'"));
+            session.execute(&format!("CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'sEcReT- spaced'"));
         }
         let rules = "local all all trust\nhost all r_clear 127.0.0.1/32 password\nhost all r_md5 127.0.0.1/32 md5\n\
-                     hostssl all r_scram 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 scram-sha-256\n";
+                     hostssl all r_scram 127.0.0.1/32 scram-sha-256\nhostssl all r_trust 127.0.0.1/32 trust\n\
+                     hostssl all r_cert 127.0.0.1/32 cert\n\
+                     hostssl all r_both 127.0.0.1/32 scram-sha-256 clientcert=verify-full\n\
+                     host all postgres,/^rotating_ 127.0.0.1/32 scram-sha-256\n";
         fs::write(server.data_dir().join("pg_hba.conf"), rules).unwrap();
         session.execute("SELECT pg_reload_conf()");
         let other_authority = Authority::new("Somebody else").write(&dir, "other.pem");
-        Asking { server, authority: authority.write(&dir, "ca.pem"), other_authority }
+        Asking { server, signer: authority, authority: ca, other_authority }
     })
 }
 
-fn with_table(server: &Server) -> Db {
+pub(crate) fn with_table(server: &Server) -> Db {
     let db = server.create_database();
     db.execute("CREATE TABLE t (id int PRIMARY KEY, note text)");
     db
@@ -149,7 +208,7 @@ fn with_table(server: &Server) -> Db {
 
 /// A row goes from the database to the shared Kafka.
 #[track_caller]
-fn a_row_goes_through(db: &Db, url: String) {
+pub(crate) fn a_row_goes_through(db: &Db, url: String) {
     let pipe = Pipe { url, ..Pipe::of(db) };
     let mut offshoot = pipe.ready();
     let id: i64 = db.text("INSERT INTO t SELECT coalesce(max(id), 0) + 1 FROM t RETURNING id").parse().unwrap();
@@ -166,33 +225,33 @@ fn postgres_is_reached_by_its_socket_and_by_each_kind_of_password() {
     for url in [
         db.socket_url().replace("user=postgres", "user=r_trust"),
         format!("host={socket_dir} port={port} user=r_trust dbname={name}"),
-        format!("postgres://r_clear:se%20cret@127.0.0.1:{port}/{name}"),
-        format!("host=127.0.0.1 port={port} user=r_md5 password='se cret' dbname={name}"),
-        format!("postgresql://r_scram:se%20cret@127.0.0.1:{port}/{name}"),
+        format!("postgres://r_clear:sEcReT-%20spaced@127.0.0.1:{port}/{name}"),
+        format!("host=127.0.0.1 port={port} user=r_md5 password='sEcReT- spaced' dbname={name}"),
+        format!("postgresql://r_scram:sEcReT-%20spaced@127.0.0.1:{port}/{name}"),
     ] {
         a_row_goes_through(&db, url);
     }
-    let wrong = format!("postgres://r_scram:secret@127.0.0.1:{port}/{name}");
+    let wrong = format!("postgres://r_scram:sEcReT-wrong@127.0.0.1:{port}/{name}");
     let pipe = Pipe { url: wrong, ..Pipe::of(&db) };
     pipe.ends(3, &["password authentication failed", "check user and password in source.postgres"]);
-    let plain = format!("postgres://r_scram:se%20cret@127.0.0.1:{port}/{name}?sslmode=disable");
+    let plain = format!("postgres://r_scram:sEcReT-%20spaced@127.0.0.1:{port}/{name}?sslmode=disable");
     let pipe = Pipe { url: plain, ..Pipe::of(&db) };
     pipe.ends(3, &["no pg_hba.conf entry", "pg_hba.conf and reload it"]);
 }
 
 #[test]
 fn postgres_is_reached_under_tls_and_a_stranger_is_refused() {
-    let Asking { server, authority, other_authority } = asking();
+    let Asking { server, authority, other_authority, .. } = asking();
     let db = with_table(server);
     let (name, port) = (&db.name, server.port());
-    let url = |host: &str, words: &str| format!("postgres://r_scram:se%20cret@{host}:{port}/{name}?{words}");
+    let url = |host: &str, words: &str| format!("postgres://r_scram:sEcReT-%20spaced@{host}:{port}/{name}?{words}");
     let (ca, other) = (authority.display(), other_authority.display());
     for url in [
         url("127.0.0.1", "sslmode=require"),
         url("127.0.0.1", &format!("sslmode=verify-ca&sslrootcert={ca}")),
         url("localhost", &format!("sslmode=verify-full&sslrootcert={ca}")),
         format!(
-            "host=localhost port={port} user=r_scram password='se cret' dbname={name} sslmode=verify-full \
+            "host=localhost port={port} user=r_scram password='sEcReT- spaced' dbname={name} sslmode=verify-full \
              sslrootcert={ca} sslnegotiation=direct"
         ),
     ] {
@@ -227,12 +286,14 @@ fn a_postgres_without_tls_is_told_from_one_that_cannot_be_trusted() {
 fn kafka_is_reached_under_tls_and_by_each_kind_of_password() {
     let Secured { broker, sasl, ssl, sasl_ssl, authority, .. } = secured();
     let ca = format!("ssl.ca.location: {}", authority.display());
-    let user = |mechanism| format!("sasl.mechanism: {mechanism}\n  sasl.username: alice\n  sasl.password: secret");
+    let user =
+        |mechanism| format!("sasl.mechanism: {mechanism}\n  sasl.username: alice\n  sasl.password: {KAFKA_PASSWORD}");
     for (brokers, properties) in [
         (ssl, format!("security.protocol: SSL\n  {ca}")),
         (sasl, format!("security.protocol: SASL_PLAINTEXT\n  {}", user("PLAIN"))),
         (sasl, format!("security.protocol: SASL_PLAINTEXT\n  {}", user("SCRAM-SHA-256"))),
         (sasl_ssl, format!("security.protocol: SASL_SSL\n  {ca}\n  {}", user("SCRAM-SHA-256"))),
+        (sasl_ssl, format!("security.protocol: SASL_SSL\n  {ca}\n  {}", user("SCRAM-SHA-512"))),
     ] {
         let db = with_table(postgres::shared(V17));
         let kafka = format!("properties:\n  {properties}");
@@ -370,8 +431,8 @@ fn a_publication_for_all_tables_is_left_as_it_is() {
 fn replication_is_all_the_right_it_needs_where_the_owner_made_the_publications() {
     let db = with_table(postgres::shared(V17));
     let role = format!("role_{}", db.name);
-    db.execute(&format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'secret'; GRANT SELECT ON t TO {role}"));
-    let pipe = Pipe { url: db.url_as(&role, "secret"), ..Pipe::of(&db) };
+    db.execute(&format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'sEcReT-role'; GRANT SELECT ON t TO {role}"));
+    let pipe = Pipe { url: db.url_as(&role, "sEcReT-role"), ..Pipe::of(&db) };
     let p = pipe.slot();
     db.execute(&format!(
         "CREATE PUBLICATION {p} FOR TABLE t; CREATE PUBLICATION {p}_inserts WITH (publish = 'insert')"

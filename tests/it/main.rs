@@ -10,6 +10,8 @@ mod licenses;
 mod pipe;
 mod bad_input;
 mod connections;
+mod logins;
+mod rotation;
 mod debezium;
 mod schema_changes;
 mod golden;

@@ -250,6 +250,16 @@ impl Broker {
         (0..self.partitions(topic)).map(end).collect()
     }
 
+    /// Gives a user of SCRAM-SHA-256 another password; connections that are open stay so.
+    #[track_caller]
+    pub fn set_password(&self, user: &str, password: &str) {
+        let mut command = java(&self.own().options);
+        command.args(["kafka.admin.ConfigCommand", "--bootstrap-server", &self.address, "--alter"]);
+        command.arg("--add-config").arg(format!("SCRAM-SHA-256=[password={password}]"));
+        let output = command.args(["--entity-type", "users", "--entity-name", user]).output().expect("Java runs");
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// What the broker has logged since it was made.
     pub fn log(&self) -> String {
         fs::read_to_string(self.own().dir.join("log")).unwrap_or_default()

@@ -215,6 +215,34 @@ impl Server {
         self.start();
     }
 
+    /// A hot standby of this server, which is stopped for the copy.
+    pub fn standby(&self) -> Server {
+        self.stop();
+        let (dir, port) = (process::new_dir(&format!("standby-{}", self.version as u32)), servers::free_port());
+        let data = dir.join("data");
+        copy(&self.data_dir(), &data);
+        self.start();
+        let (primary_dir, primary_port) = self.address.socket.as_ref().expect("it is ours");
+        let follow = format!("primary_conninfo = 'host={} port={primary_port} user=postgres'\n", primary_dir.display());
+        let settings = fs::read_to_string(data.join("postgresql.auto.conf")).unwrap() + &follow;
+        fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
+        fs::write(data.join("standby.signal"), "").unwrap();
+        let server = Server::at(self.version, dir, port, self.settings.lock().unwrap().clone());
+        server.start();
+        server
+    }
+
+    /// A data directory in `dir` that nobody runs.
+    fn at(version: Version, dir: PathBuf, port: u16, settings: Vec<(String, String)>) -> Server {
+        if let Some(user) = User::ordinary() {
+            user.own(&dir);
+        }
+        let base = format!("postgres://postgres:{PASSWORD}@127.0.0.1:{port}");
+        let address = Address { base, socket: Some((dir.clone(), port)) };
+        let local = Some(Local { dir, port, process: Mutex::new(None) });
+        Server { version, address, settings: Mutex::new(settings), local }
+    }
+
     /// Changes settings; those that need a restart hold from the next start.
     pub fn configure(&self, settings: &[(&str, &str)]) {
         let session = self.session("postgres");
@@ -371,29 +399,21 @@ fn given(version: Version) -> Option<Address> {
 /// Starts a server from the fetched binaries.
 fn local(version: Version, settings: &[(&str, &str)]) -> Server {
     let dir = process::new_dir(&format!("postgres-{}", version as u32));
-    let data = dir.join("data");
-    let status = Command::new("cp").arg("-a").arg(template(version)).arg(&data).status();
-    assert!(status.is_ok_and(|status| status.success()), "copy a data directory to {}", data.display());
-    if let Some(user) = User::ordinary() {
-        user.own(&dir);
-    }
+    copy(template(version), &dir.join("data"));
     let mut all: Vec<(String, String)> = SETTINGS.map(|(name, value)| (name.into(), value.into())).into();
     for (name, value) in settings {
         all.retain(|(usual, _)| usual != name);
         all.push(((*name).into(), (*value).into()));
     }
-    let port = servers::free_port();
-    let server = Server {
-        version,
-        address: Address {
-            base: format!("postgres://postgres:{PASSWORD}@127.0.0.1:{port}"),
-            socket: Some((dir.clone(), port)),
-        },
-        settings: Mutex::new(all),
-        local: Some(Local { dir, port, process: Mutex::new(None) }),
-    };
+    let server = Server::at(version, dir, servers::free_port(), all);
     server.start();
     server
+}
+
+/// Copies a data directory, with its owner.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(status.is_ok_and(|status| status.success()), "copy a data directory to {}", to.display());
 }
 
 /// A fresh data directory of this version; initdb runs once, since a copy takes a tenth of its time.
