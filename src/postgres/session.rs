@@ -634,7 +634,44 @@ fn quote_identifier(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixStream;
+
     use super::*;
+    use crate::config::Secret;
+
+    /// What comes of logging in to a server that says this and closes, and how much it gets after the start-up message.
+    async fn logged_in(words: &str, says: &[u8]) -> (SourceError, usize) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(says).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let text = Secret::from(format!("host=/x user=u dbname=d password=hunter2 {words}"));
+        let target = Target::parse(&text).unwrap();
+        let mut greeting = Greeting { stream: Stream::Unix(ours), buffer: BytesMut::new(), who: Who::default() };
+        let error = greeting.log_in(&target, &target.hosts[0], "a", None).await.unwrap_err();
+        drop(greeting);
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).await.unwrap();
+        (error, got.len() - u32::from_be_bytes(got[..4].try_into().unwrap()) as usize)
+    }
+
+    #[tokio::test]
+    async fn no_password_leaves_us_unbound_where_binding_is_required() {
+        let cleartext = b"R\0\0\0\x08\0\0\0\x03";
+        for says in [
+            &b"R\0\0\0\x08\0\0\0\0"[..],
+            cleartext,
+            b"R\0\0\0\x0c\0\0\0\x05salt",
+            b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0",
+            // Offered, but there is no TLS to bind to.
+            b"R\0\0\0\x2a\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0",
+        ] {
+            let (error, sent) = logged_in("channel_binding=require", says).await;
+            assert!(matches!(error, SourceError::Refused(_)) && error.to_string().contains("bind"), "{error}");
+            assert_eq!(sent, 0, "{error}");
+        }
+        let (error, sent) = logged_in("", cleartext).await;
+        assert!(matches!(error, SourceError::Passing(_)) && sent > "hunter2".len(), "{error}");
+    }
 
     fn inbox(bytes: &[u8]) -> Inbox {
         Inbox { bytes: bytes.to_vec(), start: 0 }

@@ -83,12 +83,17 @@ fn a_password_comes_from_a_file_that_nobody_else_may_read() {
     let Asking { server, .. } = asking();
     let db = with_table(server);
     let (name, port, file) = (&db.name, server.port(), process::new_dir("passfile").join("pgpass"));
-    fs::write(&file, format!("# host:port:database:user:password\nlocalhost:*:*:r_scram:sEcReT- spaced\n")).unwrap();
+    fs::write(&file, "# host:port:database:user:password\nlocalhost:*:*:r_scram:sEcReT- spaced\n").unwrap();
     let rights = |mode: u32| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
     rights(0o600);
     let url =
         |host: &str| format!("postgres://r_scram@{host}:{port}/{name}?sslmode=require&passfile={}", file.display());
     a_row_goes_through(&db, url("localhost"));
+    let by_environment = Pipe { url: url("localhost").split("&passfile").next().unwrap().into(), ..Pipe::of(&db) };
+    let mut command = Command::new(binary());
+    command.env("PGPASSFILE", &file).args(["check", "-c"]).arg(Config::new(&by_environment.yaml()).path);
+    let (code, text) = program::output(&mut command);
+    assert_eq!(code, Some(0), "{text}");
     let ends = |url: String, words: &[&str]| Pipe { url, ..Pipe::of(&db) }.ends(3, words);
     let none = "the server asks for a password, and source.postgres has none";
     ends(url("127.0.0.1"), &[none, "no line of the password file"]);
