@@ -46,7 +46,7 @@ async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: 
     let connected = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Attempt { result: Ok(()), progressed: false },
-        connected = connect(config, metrics, warned) => connected,
+        connected = metrics.beating(connect(config, metrics, warned)) => connected,
     };
     let (mut pipeline, lag) = match connected {
         Ok(connected) => connected,
