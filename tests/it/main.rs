@@ -19,3 +19,4 @@ mod checker;
 mod workload;
 mod soak;
 mod outages;
+mod observation;
