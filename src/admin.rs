@@ -1,10 +1,10 @@
-//! HTTP on `admin.listen`: probes, metrics and a page for people. Runs on the pipeline's own runtime, so `/livez` answers
-//! only while that turns.
+//! HTTP on `admin.listen`: probes, metrics and a page for people. It runs on the pipeline's own runtime, so that nothing is
+//! answered when that hangs.
 
 mod bounded;
 mod tls;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -24,6 +24,9 @@ use crate::{
 };
 use bounded::Bounded;
 use tls::Certificate;
+
+/// The pipeline gives a sign of life every 3 seconds at least; much longer than a busy machine may hold it up.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// The listener cannot be had as the config asks for it; exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +88,12 @@ async fn only_with_the_token(Extract(token): Extract<Arc<Secret>>, request: Requ
     (StatusCode::UNAUTHORIZED, asks, "`Authorization: Bearer ...` must have what `admin.token` says\n").into_response()
 }
 
-async fn livez() -> &'static str {
-    "alive\n"
+/// As systemd's watchdog has it: it is the pipeline's own task that must turn, not this one.
+async fn livez(Extract(metrics): Extract<Metrics>) -> (StatusCode, &'static str) {
+    if metrics.silent_for() > SILENCE_MAX {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the pipeline hangs\n");
+    }
+    (StatusCode::OK, "alive\n")
 }
 
 async fn readyz(Extract(metrics): Extract<Metrics>) -> impl IntoResponse {
@@ -113,21 +120,24 @@ async fn render(Extract(metrics): Extract<Metrics>, headers: HeaderMap) -> impl 
 async fn index(Extract(metrics): Extract<Metrics>) -> Html<String> {
     let names = metrics.names();
     let bytes = |bytes: u64| bytesize::ByteSize(bytes).display().iec().to_string();
+    let position = |lsn: u64| if lsn == 0 { "not known yet".into() } else { Lsn(lsn).to_string() };
+    let behind = match metrics.state() {
+        State::Streaming | State::Draining => {
+            format!("{:.1} s, {} of the log", metrics.lag_seconds.get(), bytes(metrics.lag_bytes.get()))
+        }
+        State::Starting | State::WaitingForSlot | State::Retrying => "not known while it does not stream".into(),
+    };
+    let (transactions, in_flight) = (metrics.in_flight_transactions.get(), bytes(metrics.in_flight_bytes.get()));
+    let (read, acknowledged) = (metrics.transactions.get(), metrics.records_acknowledged.get());
     let rows = [
         ("State", metrics.state().as_str().to_owned()),
         ("Replication slot", names.slot),
-        ("Behind", format!("{:.1} s, {} of the log", metrics.lag_seconds.get(), bytes(metrics.lag_bytes.get()))),
-        (
-            "In flight",
-            format!("{} transactions, {}", metrics.in_flight_transactions.get(), bytes(metrics.in_flight_bytes.get())),
-        ),
-        ("Confirmed to Postgres", Lsn(metrics.confirmed_lsn.get()).to_string()),
-        ("End of the server's log", Lsn(metrics.server_lsn.get()).to_string()),
+        ("Behind", behind),
+        ("In flight", format!("{transactions} transactions, {in_flight}")),
+        ("Confirmed to Postgres", position(metrics.confirmed_lsn.get())),
+        ("End of the server's log", position(metrics.server_lsn.get())),
         ("Log kept for the slot", bytes(metrics.slot_retained_bytes.get())),
-        (
-            "Published since the start",
-            format!("{} transactions, {} records", metrics.transactions.get(), metrics.records_acknowledged.get()),
-        ),
+        ("Since the start", format!("{read} transactions read, {acknowledged} records acknowledged")),
         ("Started again", format!("{} times", metrics.restarts.get())),
     ];
     let rows: String = rows.iter().map(|(what, value)| format!("<tr><th>{what}<td>{value}\n")).collect();
@@ -135,7 +145,7 @@ async fn index(Extract(metrics): Extract<Metrics>) -> Html<String> {
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Offshoot {name}</title>\n\
          <meta name=\"viewport\" content=\"width=device-width\"><meta http-equiv=\"refresh\" content=\"5\">\n<style>{STYLE}</style>\n\
          <h1>{name}</h1>\n<p>Offshoot {version}\n<table>\n{rows}</table>\n<ul>\n\
-         <li><a href=\"/livez\">/livez</a>: 200 while the process turns\n\
+         <li><a href=\"/livez\">/livez</a>: 200 while the pipeline turns\n\
          <li><a href=\"/readyz\">/readyz</a>: 200 while changes flow, else 503 and why not\n\
          <li><a href=\"/metrics\">/metrics</a>: for Prometheus\n</ul>\n</html>\n",
         name = names.pipeline,
@@ -177,6 +187,18 @@ mod tests {
         answer
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn alive_is_only_whose_pipeline_gives_signs_of_life() {
+        let metrics = Metrics::new();
+        let status = async || livez(Extract(metrics.clone())).await.0;
+        metrics.beating(tokio::time::sleep(SILENCE_MAX * 3)).await;
+        assert_eq!(status().await, StatusCode::OK);
+        tokio::time::sleep(SILENCE_MAX + Duration::from_secs(2)).await;
+        assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
+        metrics.beat();
+        assert_eq!(status().await, StatusCode::OK);
+    }
+
     #[tokio::test]
     async fn ready_is_only_who_streams() {
         let metrics = Metrics::new();
@@ -211,10 +233,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_index_lists_the_pages() {
-        let answer = got(started(&Metrics::new()).await, "/").await;
+        let metrics = Metrics::new();
+        let at = started(&metrics).await;
+        let answer = got(at, "/").await;
+        assert!(answer.contains("not known while it does not stream") && answer.contains("not known yet"), "{answer}");
         for page in ["/livez", "/readyz", "/metrics"] {
             assert!(answer.contains(&format!("href=\"{page}\"")), "{answer}");
         }
+        metrics.set_state(State::Streaming);
+        metrics.confirmed_lsn.set(0x16_B374_D848);
+        metrics.lag_bytes.set(3 << 20);
+        let answer = got(at, "/").await;
+        assert!(answer.contains("16/B374D848") && answer.contains("0.0 s, 3.0 MiB of the log"), "{answer}");
     }
 
     #[tokio::test]

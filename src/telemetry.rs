@@ -19,7 +19,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry, Unit},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{change::Micros, transaction};
@@ -209,6 +209,9 @@ pub struct Seams {
     states: Family<StateLabel, Gauge<u64, AtomicU64>>,
     state: watch::Sender<State>,
     beats: AtomicU64,
+    /// When the last one was, in milliseconds since `started`.
+    last_beat: AtomicU64,
+    started: Instant,
     registry: Registry,
 }
 
@@ -308,6 +311,8 @@ impl Metrics {
             states: of.family("state", "1 for what the pipeline is doing, else 0"),
             state: watch::Sender::new(State::Starting),
             beats: AtomicU64::new(0),
+            last_beat: AtomicU64::new(0),
+            started: Instant::now(),
             registry,
         }));
         metrics.last_commit.set(f64::NAN);
@@ -358,14 +363,20 @@ impl Metrics {
         self.names.get().cloned().unwrap_or_default()
     }
 
-    /// A sign of life of the task that owns the pipeline; when they stay out, a watchdog ends the process.
+    /// A sign of life of the task that owns the pipeline; when they stay out, a supervisor ends the process.
     pub fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
+        self.last_beat.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
     /// How many signs of life there have been.
     pub fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the last sign of life was.
+    pub fn silent_for(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.last_beat.load(Ordering::Relaxed)))
     }
 
     /// Gives signs of life for as long as a wait is polled that gives none itself: a pause, or an answer that may take hours.

@@ -51,7 +51,7 @@ impl Listener for Bounded {
         let connection = match &mut self.certificate {
             None => Connection::Plain(mortal),
             // The handshake goes on as the connection is read: here it would keep others from being accepted.
-            Some(certificate) => Connection::Handshake(certificate.acceptor().accept(mortal)),
+            Some(certificate) => Connection::Handshake(Box::new(certificate.acceptor().accept(mortal))),
         };
         (connection, from)
     }
@@ -104,9 +104,11 @@ pub(super) enum Connection {
     /// HTTP as it is.
     Plain(Mortal),
     /// Nothing can be read or written yet.
-    Handshake(Accept<Mortal>),
+    Handshake(Box<Accept<Mortal>>),
     /// HTTPS.
     Encrypted(Box<TlsStream<Mortal>>),
+    /// The handshake failed; it must not be polled again.
+    Failed,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -116,13 +118,16 @@ impl Connection {
     /// What carries HTTP, once the handshake is done.
     fn poll_stream(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Pin<&mut dyn Stream>>> {
         if let Connection::Handshake(handshake) = self {
-            let done = ready!(Pin::new(handshake).poll(cx))?;
-            *self = Connection::Encrypted(Box::new(done));
+            let done = ready!(Pin::new(handshake).poll(cx));
+            *self = Connection::Failed;
+            *self = Connection::Encrypted(Box::new(done?));
         }
         Poll::Ready(Ok(match self {
             Connection::Plain(plain) => Pin::new(plain),
             Connection::Encrypted(encrypted) => Pin::new(encrypted.as_mut()),
-            Connection::Handshake(_) => unreachable!("the handshake is done"),
+            Connection::Handshake(_) | Connection::Failed => {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            }
         }))
     }
 }

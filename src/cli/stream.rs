@@ -66,7 +66,7 @@ async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: 
         }
         (Err(_), _) => {}
     }
-    pipeline.close().await;
+    metrics.beating(pipeline.close()).await;
     Attempt { result, progressed: confirmed > began }
 }
 

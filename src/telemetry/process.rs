@@ -32,17 +32,17 @@ impl Collector for Process {
             metric.encode_into(encoder.encode_descriptor(name, help, unit, metric.metric())?)
         };
         let (bytes, seconds) = (Some(&Unit::Bytes), Some(&Unit::Seconds));
-        tell("process_cpu", "Processor time, user and system", seconds, &ConstCounter::new(of.cpu_seconds))?;
+        tell("process_cpu", "Processor time, user and system.", seconds, &ConstCounter::new(of.cpu_seconds))?;
         tell(
             "process_start_time",
-            "When the process started, as Unix time",
+            "When the process started, as Unix time.",
             seconds,
             &ConstGauge::new(of.start_time_seconds),
         )?;
-        tell("process_resident_memory", "Resident memory", bytes, &ConstGauge::new(of.resident_bytes))?;
-        tell("process_virtual_memory", "Virtual memory", bytes, &ConstGauge::new(of.virtual_bytes))?;
-        tell("process_open_fds", "Open file descriptors", None, &ConstGauge::new(of.open_fds))?;
-        tell("process_max_fds", "How many file descriptors may be open", None, &ConstGauge::new(of.max_fds))
+        tell("process_resident_memory", "Resident memory.", bytes, &ConstGauge::new(of.resident_bytes))?;
+        tell("process_virtual_memory", "Virtual memory.", bytes, &ConstGauge::new(of.virtual_bytes))?;
+        tell("process_open_fds", "Open file descriptors.", None, &ConstGauge::new(of.open_fds))?;
+        tell("process_max_fds", "How many file descriptors may be open.", None, &ConstGauge::new(of.max_fds))
     }
 }
 

@@ -183,6 +183,7 @@ fn a_renewed_certificate_is_taken_up_and_half_of_one_is_not() {
     let said = offshoot.wait_log("stays", DEADLINE);
     says(&said, &["`admin.tls.key`: cannot use", key.to_str().unwrap()]);
     assert_eq!(offshoot.terminate(DEADLINE).code(), Some(0));
+    assert!(!offshoot.log().join("\n").contains("panicked"), "{:#?}", offshoot.log());
 
     // At the start there is nothing that could stay.
     for (broken, words) in [(&key, "`admin.tls.key`: cannot use"), (&crt, "`admin.tls.certificate`: cannot use")] {
@@ -369,7 +370,7 @@ fn every_number_is_in_the_manual_and_every_query_finds_its_numbers() {
     lint.args(["check", "metrics"]);
     let (content, said) = run(lint, page);
     assert!(content && said.trim().is_empty(), "promtool check metrics: {said}\n{page}");
-    says(&page, &[&format!("offshoot_pipeline_info{{pipeline=\"{0}\",slot=\"offshoot_{0}\"}} 1", db.name)]);
+    says(page, &[&format!("offshoot_pipeline_info{{pipeline=\"{0}\",slot=\"offshoot_{0}\"}} 1", db.name)]);
     says(&plain(at, "/", &authorization).1, &[&format!("<h1>{}</h1>", db.name), "streaming", &pipe.slot()]);
 
     // Alerts are well formed, and read only what is there; dashboards show something.
