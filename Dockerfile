@@ -32,7 +32,8 @@ RUN apt-get update \
  && install -d -o 65532 -g 65532 -m 0750 /var/lib/offshoot
 COPY --from=build /offshoot /usr/local/bin/offshoot
 USER 65532:65532
-# Probes and metrics, when the config says `admin: { listen: 0.0.0.0:8642 }`.
+# Probes and metrics, when the config says `admin: { listen: 0.0.0.0:8642, token: file:... }`: off loopback it wants a
+# token or TLS. Probes need neither header nor token.
 EXPOSE 8642
 # Number 1 in the container: it handles SIGTERM itself, drains and ends with 0.
 ENTRYPOINT ["/usr/local/bin/offshoot"]

@@ -4,6 +4,9 @@ pub mod run;
 pub mod stream;
 pub mod check;
 pub mod drop;
+pub mod notify;
+pub mod completions;
+pub mod schema;
 
 use std::path::PathBuf;
 
@@ -44,6 +47,27 @@ pub enum Command {
     /// Remove what `run` made in Postgres: the slot and the publications
     #[command(long_about = DROP, after_long_help = EXIT_CODES)]
     Drop(DropArguments),
+    /// Print the config's JSON Schema, for editors
+    #[command(long_about = SCHEMA)]
+    ConfigSchema,
+    /// Print the script that completes these commands in a shell
+    #[command(long_about = COMPLETIONS)]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+/// Shells that a script is printed for.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Shell {
+    /// Bash 4 or later.
+    Bash,
+    /// Zsh.
+    Zsh,
+    /// Fish.
+    Fish,
 }
 
 /// Which pipeline.
@@ -88,15 +112,6 @@ pub struct LogArguments {
 }
 
 impl Arguments {
-    /// The config file of whichever command it is.
-    pub fn config(&self) -> &PathBuf {
-        match &self.command {
-            Command::Run(config) => &config.config,
-            Command::Check(check) => &check.config.config,
-            Command::Drop(drop) => &drop.config.config,
-        }
-    }
-
     /// What is logged, and how.
     pub fn logs(&self) -> Logs<'_> {
         Logs { format: self.logs.log_format, filter: &self.logs.log }
@@ -155,6 +170,24 @@ the sink has.
 
 Example:
   offshoot check -c shop.yaml --json | jq '.[] | select(.level == \"cross\")'";
+
+const SCHEMA: &str = "\
+Prints a JSON Schema (draft 7) of the config file. An editor with a YAML language server completes keys with it, shows what \
+they mean and marks what is wrong.
+
+Example:
+  offshoot config-schema > offshoot.schema.json
+
+and, as the first line of a config:
+  # yaml-language-server: $schema=offshoot.schema.json";
+
+const COMPLETIONS: &str = "\
+Prints a script that completes commands and options in a shell.
+
+Examples:
+  offshoot completions bash > /etc/bash_completion.d/offshoot
+  offshoot completions zsh > /usr/local/share/zsh/site-functions/_offshoot
+  offshoot completions fish > ~/.config/fish/completions/offshoot.fish";
 
 const DROP: &str = "\
 Drops the replication slot and the publications that `run` made, after saying which and asking. Topics and their \

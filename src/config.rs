@@ -8,6 +8,7 @@ mod tree;
 mod walk;
 mod check;
 mod fault;
+mod schema;
 
 use std::{
     collections::BTreeMap,
@@ -19,19 +20,22 @@ use std::{
 };
 
 use bytesize::ByteSize;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use fault::Fault;
+pub use schema::schema;
 use walk::Walk;
 
 /// What a config file or a secret's may hold; a larger one is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A whole config file.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// `[a-z0-9_]{1,54}`: names the slot, the publication and, later, the transactional id.
+    #[schemars(regex(pattern = r"^[a-z0-9_]{1,54}$"))]
     pub name: String,
     /// Where changes come from.
     pub source: SourceConfig,
@@ -51,7 +55,7 @@ pub struct Config {
 }
 
 /// `source`: the database.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// A URI or keywords, as libpq has them.
@@ -65,11 +69,12 @@ pub struct SourceConfig {
     pub create: bool,
     /// `logical_decoding_work_mem` of our session; the server's own when absent.
     #[serde(default, deserialize_with = "some_size")]
+    #[schemars(schema_with = "schema::size")]
     pub decoding_work_mem: Option<ByteSize>,
 }
 
 /// `sink`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SinkConfig {
     /// The only sink there is.
@@ -77,7 +82,7 @@ pub struct SinkConfig {
 }
 
 /// `sink.kafka`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KafkaConfig {
     /// `host:port`, with commas between several.
@@ -93,7 +98,7 @@ pub struct KafkaConfig {
 }
 
 /// `sink.kafka.delivery`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
     /// A crash repeats whole transactions.
@@ -101,7 +106,7 @@ pub enum Delivery {
 }
 
 /// `sink.kafka.topics`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Topics {
     /// Make topics that are absent.
@@ -115,7 +120,7 @@ pub struct Topics {
 }
 
 /// `changes`: a record per row change.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangesConfig {
     /// `schema.table`, names or globs.
@@ -135,7 +140,7 @@ pub struct ChangesConfig {
 }
 
 /// `changes.format`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangesFormat {
     /// Debezium's envelope.
@@ -144,7 +149,7 @@ pub enum ChangesFormat {
 }
 
 /// `changes.decimal`, Debezium's `decimal.handling.mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Decimal {
     /// Connect's Decimal: base64 of the unscaled value; a struct with its scale where the column has none.
@@ -157,24 +162,41 @@ pub enum Decimal {
 }
 
 /// `limits`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Assembler, queues and librdkafka's buffer together.
     #[serde(deserialize_with = "size")]
+    #[schemars(schema_with = "schema::size")]
     pub memory: ByteSize,
     /// What one spill file may grow to.
     #[serde(deserialize_with = "size")]
+    #[schemars(schema_with = "schema::size")]
     pub spill: ByteSize,
 }
 
 /// `admin`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where `/livez`, `/readyz` and `/metrics` answer.
     #[serde(deserialize_with = "address")]
+    #[schemars(schema_with = "schema::address")]
     pub listen: SocketAddr,
+    /// What `/` and `/metrics` ask for: `Authorization: Bearer <token>`. The probes, `/livez` and `/readyz`, never do.
+    pub token: Option<Secret>,
+    /// HTTPS instead of HTTP, on all of them.
+    pub tls: Option<AdminTls>,
+}
+
+/// `admin.tls`: PEM files. They are read again when they change, so that a renewed certificate is taken up.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdminTls {
+    /// Ours, and those that lead from it to an authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// A text that is never printed. One that begins with `file:` names the file that holds it.
@@ -345,7 +367,7 @@ impl Default for Limits {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8642)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8642)), token: None, tls: None }
     }
 }
 

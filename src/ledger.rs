@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    change::Commit,
+    change::{Commit, Micros},
     lsn::Lsn,
     sink::{Acknowledgement, Ticket},
 };
@@ -21,6 +21,8 @@ pub struct Ledger {
     tickets: VecDeque<Entry>,
     bytes: u64,
     delivered: Option<Commit>,
+    /// When those were committed that have retired since somebody asked.
+    retired: Vec<Micros>,
     #[cfg(test)]
     planted: Option<PlantedBug>,
 }
@@ -58,6 +60,7 @@ impl Ledger {
             tickets: VecDeque::new(),
             bytes: 0,
             delivered: None,
+            retired: Vec::new(),
             #[cfg(test)]
             planted: None,
         }
@@ -148,6 +151,11 @@ impl Ledger {
         self.delivered
     }
 
+    /// When the transactions were committed that have retired since the last call.
+    pub fn retired(&mut self) -> impl Iterator<Item = Micros> {
+        self.retired.drain(..)
+    }
+
     fn entry(&mut self, ticket: Ticket) -> &mut Entry {
         let index = ticket.0.checked_sub(self.oldest).expect("a retired ticket has nothing in flight");
         self.tickets.get_mut(index as usize).expect("the ledger opened the ticket")
@@ -160,6 +168,7 @@ impl Ledger {
             }
             self.confirmed = self.confirmed.max(front.end);
             self.delivered = front.commit.or(self.delivered);
+            self.retired.extend(front.commit.map(|commit| commit.time));
             self.tickets.pop_front();
             self.oldest += 1;
         }

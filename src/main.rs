@@ -1,6 +1,9 @@
 //! Arguments -> config -> telemetry -> the command -> exit code.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use offshoot::{
@@ -14,7 +17,14 @@ use offshoot::{
 fn main() -> ExitCode {
     keep_few_arenas();
     let arguments = Arguments::parse();
-    let config = match Config::load(arguments.config(), cli::CHECKS) {
+    let pipeline = match &arguments.command {
+        Command::Run(arguments) => arguments,
+        Command::Check(arguments) => &arguments.config,
+        Command::Drop(arguments) => &arguments.config,
+        Command::ConfigSchema => return print(&cli::schema::schema()),
+        Command::Completions { shell } => return print(&cli::completions::completions(*shell)),
+    };
+    let config = match Config::load(&pipeline.config, cli::CHECKS) {
         Ok(config) => config,
         Err(error) => return refuse(&error, Exit::from(&error)),
     };
@@ -34,6 +44,15 @@ async fn perform(command: &Command, config: &Config) -> Exit {
         Command::Run(_) => cli::run::run(config).await,
         Command::Check(arguments) => cli::check::check(config, arguments.json).await,
         Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
+        Command::ConfigSchema | Command::Completions { .. } => Exit::Clean,
+    }
+}
+
+/// What a command prints that needs no pipeline.
+fn print(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => refuse(&error, Exit::Unexpected),
+        _ => Exit::Clean.into(),
     }
 }
 

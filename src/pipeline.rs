@@ -306,11 +306,13 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     }
 
     /// What is in flight, and since when.
-    fn show(&self) {
-        let (metrics, ledger) = (self.pipe.metrics, &self.pipe.ledger);
+    fn show(&mut self) {
+        let (metrics, ledger, now) = (self.pipe.metrics, &mut self.pipe.ledger, (self.pipe.clock)());
+        metrics.beat();
+        ledger.retired().for_each(|committed| metrics.delivered(committed, now));
         metrics.in_flight_bytes.set(ledger.bytes_in_flight());
         metrics.in_flight_transactions.set(ledger.tickets_in_flight() as u64);
-        let age = ledger.oldest().map_or(0, |commit| ((self.pipe.clock)() - commit.time).max(0));
+        let age = ledger.oldest().map_or(0, |commit| (now - commit.time).max(0));
         metrics.lag_seconds.set(age as f64 / 1e6);
         if let Some(commit) = ledger.delivered() {
             metrics.delivered_commit(commit.time);

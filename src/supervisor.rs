@@ -69,7 +69,7 @@ where
                 info!("stopped while waiting to connect again");
                 return Exit::Clean;
             }
-            () = tokio::time::sleep(wait) => metrics.restarts.inc(),
+            () = metrics.beating(tokio::time::sleep(wait)) => metrics.restarts.inc(),
         };
     }
 }

@@ -1,23 +1,35 @@
 //! What happens -> log lines on stderr, and numbers for `/metrics`.
 
+mod process;
+
 use std::{
+    collections::HashMap,
+    future::Future,
     io::{self, IsTerminal},
     ops::Deref,
     sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry, Unit},
 };
+use tokio::{sync::watch, time::Instant};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::change::Micros;
+use crate::{change::Micros, transaction};
+
+/// How often whoever only waits gives a sign of life.
+const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// From a commit to its acknowledgement, in seconds: from a quiet loopback to a Kafka that was away for an hour.
+const DELIVERY_BUCKETS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0];
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +131,24 @@ struct StateLabel {
     state: String,
 }
 
+/// How a page of numbers is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageForm {
+    /// OpenMetrics 1.0, which Prometheus asks for.
+    OpenMetrics,
+    /// Prometheus' text format 0.0.4, which everything reads.
+    Classic,
+}
+
+/// Which pipeline it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Names {
+    /// The config's `name`.
+    pub pipeline: String,
+    /// The replication slot.
+    pub slot: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpLabel {
     op: &'static str,
@@ -166,13 +196,22 @@ pub struct Seams {
     pub lag_seconds: Gauge<f64, AtomicU64>,
     /// Log that the server keeps for the slot.
     pub slot_retained_bytes: Gauge<u64, AtomicU64>,
+    /// From a transaction's commit to its acknowledgement, by the clocks of two machines.
+    pub delivery_seconds: Histogram,
 
+    spill_bytes: Gauge<u64, AtomicU64>,
+    info: Family<Names, Gauge<u64, AtomicU64>>,
+    names: OnceLock<Names>,
     errors: Family<ErrorLabel, Counter>,
     last_commit: Gauge<f64, AtomicU64>,
     since_last_commit: Gauge<f64, AtomicU64>,
     up: Gauge<u64, AtomicU64>,
     states: Family<StateLabel, Gauge<u64, AtomicU64>>,
-    state: AtomicU8,
+    state: watch::Sender<State>,
+    beats: AtomicU64,
+    /// When the last one was, in milliseconds since `started`.
+    last_beat: AtomicU64,
+    started: Instant,
     registry: Registry,
 }
 
@@ -206,7 +245,9 @@ impl Default for Metrics {
 impl Metrics {
     /// All at 0, in `State::Starting`.
     pub fn new() -> Self {
-        let mut of = Book { registry: Registry::with_prefix("offshoot") };
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(process::Process));
+        let mut of = Book { registry: registry.sub_registry_with_prefix("offshoot") };
         let rows: Family<OpLabel, Counter> = of.family("rows", "Row changes read from Postgres, by operation");
         let row = |op| rows.get_or_create_owned(&OpLabel { op });
         let version: Info<Vec<(&str, &str)>> = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -247,6 +288,15 @@ impl Metrics {
                 Unit::Seconds,
             ),
             slot_retained_bytes: of.unit("slot_retained", "Log that the server keeps for the slot", Unit::Bytes),
+            delivery_seconds: of.histogram(
+                "delivery",
+                "Time from a transaction's commit in Postgres to its acknowledgement by Kafka",
+                Unit::Seconds,
+                &DELIVERY_BUCKETS,
+            ),
+            spill_bytes: of.unit("spill", "Spill files of transactions too large for memory", Unit::Bytes),
+            info: of.family("pipeline_info", "Which pipeline it is; always 1"),
+            names: OnceLock::new(),
             last_commit: of.unit(
                 "last_commit_timestamp",
                 "When the last delivered transaction was committed, as Unix time; NaN before the first",
@@ -259,8 +309,11 @@ impl Metrics {
             ),
             up: of.plain("up", "1 while changes flow, else 0"),
             states: of.family("state", "1 for what the pipeline is doing, else 0"),
-            state: AtomicU8::new(State::Starting as u8),
-            registry: of.registry,
+            state: watch::Sender::new(State::Starting),
+            beats: AtomicU64::new(0),
+            last_beat: AtomicU64::new(0),
+            started: Instant::now(),
+            registry,
         }));
         metrics.last_commit.set(f64::NAN);
         for kind in ERROR_KINDS {
@@ -272,11 +325,16 @@ impl Metrics {
 
     /// What the pipeline is doing from now on. Draining is the last: nothing leads out of it.
     pub fn set_state(&self, state: State) {
-        let draining = State::Draining as u8;
-        let set = |now| (now != draining).then_some(state as u8);
-        if self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, set).is_err() {
-            return;
-        }
+        self.beat();
+        let set = |now: &mut State| {
+            let moves = *now != state && *now != State::Draining;
+            if moves {
+                *now = state;
+            }
+            moves
+        };
+        self.state.send_if_modified(set);
+        let state = self.state();
         self.up.set(u64::from(state == State::Streaming));
         for each in State::ALL {
             let label = StateLabel { state: each.as_str().replace(' ', "_") };
@@ -286,7 +344,51 @@ impl Metrics {
 
     /// What the pipeline is doing.
     pub fn state(&self) -> State {
-        State::ALL[usize::from(self.state.load(Ordering::Relaxed))]
+        *self.state.borrow()
+    }
+
+    /// What the pipeline is doing, to be awaited.
+    pub fn states(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Which pipeline it is, from now on; the first call counts.
+    pub fn set_names(&self, pipeline: &str, slot: &str) {
+        let names = self.names.get_or_init(|| Names { pipeline: pipeline.into(), slot: slot.into() });
+        self.info.get_or_create(names).set(1);
+    }
+
+    /// Which pipeline it is; empty before `set_names`.
+    pub fn names(&self) -> Names {
+        self.names.get().cloned().unwrap_or_default()
+    }
+
+    /// A sign of life of the task that owns the pipeline; when they stay out, a supervisor ends the process.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+        self.last_beat.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How many signs of life there have been.
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the last sign of life was.
+    pub fn silent_for(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.last_beat.load(Ordering::Relaxed)))
+    }
+
+    /// Gives signs of life for as long as a wait is polled that gives none itself: a pause, or an answer that may take hours.
+    pub async fn beating<T>(&self, wait: impl Future<Output = T>) -> T {
+        tokio::pin!(wait);
+        loop {
+            tokio::select! {
+                biased;
+                value = &mut wait => return value,
+                () = tokio::time::sleep(BEAT_INTERVAL) => self.beat(),
+            }
+        }
     }
 
     /// A transaction that was committed then has been delivered.
@@ -300,8 +402,14 @@ impl Metrics {
         self.errors.get_or_create(&ErrorLabel { kind }).inc();
     }
 
-    /// All numbers in OpenMetrics' text form.
-    pub fn render(&self) -> String {
+    /// A transaction that was committed at `time` has been acknowledged at `now`.
+    pub fn delivered(&self, time: Micros, now: Micros) {
+        self.delivery_seconds.observe((now - time).max(0) as f64 / 1e6);
+    }
+
+    /// All numbers.
+    pub fn render(&self, form: PageForm) -> String {
+        self.spill_bytes.set(transaction::spilled_bytes());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         // Clocks of two machines: never negative.
         self.since_last_commit.set(if self.last_commit.get().is_nan() {
@@ -311,8 +419,35 @@ impl Metrics {
         });
         let mut page = String::new();
         text::encode(&mut page, &self.registry).expect("writing to a String cannot fail");
-        page
+        match form {
+            PageForm::OpenMetrics => page,
+            PageForm::Classic => classic(&page),
+        }
     }
+}
+
+/// OpenMetrics -> the format before it: the samples are the same, but a family was named as its samples are, and there was
+/// neither a unit nor an end.
+fn classic(page: &str) -> String {
+    let word = |line: &str, at: usize| line.split(' ').nth(at).unwrap_or_default().to_owned();
+    let types = page.lines().filter(|line| line.starts_with("# TYPE "));
+    let types: HashMap<_, _> = types.map(|line| (word(line, 2), word(line, 3))).collect();
+    let mut classic = String::with_capacity(page.len());
+    for line in page.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+        let name = word(line, 2);
+        let suffix = match types.get(&name).map(String::as_str) {
+            Some("counter") if line.starts_with("# ") => "_total",
+            Some("info") if line.starts_with("# ") => "_info",
+            _ => "",
+        };
+        let line = match line.strip_prefix("# TYPE ") {
+            Some(_) if suffix == "_info" => format!("# TYPE {name}_info gauge"),
+            _ => line.replacen(&name, &format!("{name}{suffix}"), usize::from(!suffix.is_empty())),
+        };
+        classic.push_str(&line);
+        classic.push('\n');
+    }
+    classic
 }
 
 /// The values of the label `kind` of `offshoot_errors_total`, so that each is there with 0 before it happens.
@@ -329,11 +464,11 @@ pub const ERROR_KINDS: [&str; 9] = [
 ];
 
 /// A registry that hands out what it registers.
-struct Book {
-    registry: Registry,
+struct Book<'a> {
+    registry: &'a mut Registry,
 }
 
-impl Book {
+impl Book<'_> {
     fn plain<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
         let metric = M::default();
         self.registry.register(name, help, metric.clone());
@@ -342,6 +477,12 @@ impl Book {
 
     fn unit<M: Metric + Clone + Default>(&mut self, name: &str, help: &str, unit: Unit) -> M {
         let metric = M::default();
+        self.registry.register_with_unit(name, help, unit, metric.clone());
+        metric
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, unit: Unit, buckets: &[f64]) -> Histogram {
+        let metric = Histogram::new(buckets.iter().copied());
         self.registry.register_with_unit(name, help, unit, metric.clone());
         metric
     }
@@ -362,7 +503,7 @@ mod tests {
 
     #[test]
     fn every_promised_number_is_there_from_the_start() {
-        let page = Metrics::new().render();
+        let page = Metrics::new().render(PageForm::OpenMetrics);
         for name in [
             "offshoot_transactions_total",
             "offshoot_rows_total",
@@ -385,6 +526,13 @@ mod tests {
             "offshoot_up",
             "offshoot_state",
             "offshoot_build_info",
+            "offshoot_spill_bytes",
+            "offshoot_delivery_seconds_bucket",
+            "offshoot_delivery_seconds_count",
+            "process_resident_memory_bytes",
+            "process_cpu_seconds_total",
+            "process_start_time_seconds",
+            "process_open_fds",
         ] {
             line(&page, name);
         }
@@ -396,7 +544,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.clone().rows.update.inc_by(3);
         metrics.error("sink_refused");
-        let page = metrics.render();
+        let page = metrics.render(PageForm::OpenMetrics);
         assert!(page.contains("offshoot_rows_total{op=\"update\"} 3\n"), "{page}");
         assert!(page.contains("offshoot_errors_total{kind=\"sink_refused\"} 1\n"), "{page}");
         assert!(page.contains("offshoot_errors_total{kind=\"slot_lost\"} 0\n"), "{page}");
@@ -406,14 +554,46 @@ mod tests {
     fn the_age_of_the_last_commit_is_unknown_before_the_first() {
         let metrics = Metrics::new();
         assert_eq!(
-            line(&metrics.render(), "offshoot_since_last_commit_seconds"),
+            line(&metrics.render(PageForm::OpenMetrics), "offshoot_since_last_commit_seconds"),
             "offshoot_since_last_commit_seconds NaN"
         );
         metrics.delivered_commit(1_000_000);
-        let page = metrics.render();
+        let page = metrics.render(PageForm::OpenMetrics);
         let age: f64 = line(&page, "offshoot_since_last_commit_seconds").rsplit(' ').next().unwrap().parse().unwrap();
         assert!(age > 1e9, "{age}");
         assert_eq!(line(&page, "offshoot_last_commit_timestamp_seconds"), "offshoot_last_commit_timestamp_seconds 1.0");
+    }
+
+    #[test]
+    fn the_classic_form_names_families_as_their_samples() {
+        let metrics = Metrics::new();
+        metrics.set_names("shop", "offshoot_shop");
+        metrics.delivered(1_000_000, 1_200_000);
+        let page = metrics.render(PageForm::Classic);
+        for line in [
+            "# HELP offshoot_rows_total Row changes read from Postgres, by operation.",
+            "# TYPE offshoot_rows_total counter",
+            "# TYPE offshoot_build_info gauge",
+            "# TYPE offshoot_lag_seconds gauge",
+            "# TYPE process_cpu_seconds_total counter",
+            "# TYPE offshoot_delivery_seconds histogram",
+            "offshoot_delivery_seconds_bucket{le=\"0.25\"} 1",
+            "offshoot_pipeline_info{pipeline=\"shop\",slot=\"offshoot_shop\"} 1",
+        ] {
+            assert!(page.lines().any(|has| has == line), "{line} is not in\n{page}");
+        }
+        assert!(!page.contains("# EOF") && !page.contains("# UNIT"), "{page}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gives_signs_of_life() {
+        let metrics = Metrics::new();
+        let before = metrics.beats();
+        let beats = metrics.beating(async {
+            tokio::time::sleep(BEAT_INTERVAL * 10).await;
+            metrics.beats()
+        });
+        assert!(beats.await - before >= 9);
     }
 
     #[test]
@@ -421,12 +601,12 @@ mod tests {
         let metrics = Metrics::new();
         assert_eq!(metrics.state(), State::Starting);
         metrics.set_state(State::Streaming);
-        assert!(metrics.render().contains("offshoot_up 1\n"));
-        assert!(metrics.render().contains("offshoot_state{state=\"streaming\"} 1\n"));
+        assert!(metrics.render(PageForm::OpenMetrics).contains("offshoot_up 1\n"));
+        assert!(metrics.render(PageForm::OpenMetrics).contains("offshoot_state{state=\"streaming\"} 1\n"));
         metrics.set_state(State::Draining);
         metrics.set_state(State::Retrying);
         assert_eq!(metrics.state(), State::Draining);
-        assert!(metrics.render().contains("offshoot_up 0\n"));
+        assert!(metrics.render(PageForm::OpenMetrics).contains("offshoot_up 0\n"));
     }
 
     #[test]

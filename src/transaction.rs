@@ -4,7 +4,10 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -41,6 +44,14 @@ pub struct Transaction {
     spilled: Option<Spilled>,
 }
 
+/// What the spill files of this process hold.
+static SPILLED_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes in the spill files of this process, which no directory shows: they have no names.
+pub fn spilled_bytes() -> u64 {
+    SPILLED_BYTES.load(Ordering::Relaxed)
+}
+
 #[derive(Debug)]
 struct Spilled {
     file: File,
@@ -50,6 +61,12 @@ struct Spilled {
     read: u64,
     /// How many bytes are read back at once.
     window: usize,
+}
+
+impl Drop for Spilled {
+    fn drop(&mut self) {
+        SPILLED_BYTES.fetch_sub(self.len, Ordering::Relaxed);
+    }
 }
 
 /// The spill file cannot be made, written or read, or would grow above its limit.
@@ -196,6 +213,7 @@ impl Transaction {
         }
         spilled.file.write_all(&self.buffer).map_err(failed)?;
         spilled.len += self.buffer.len() as u64;
+        SPILLED_BYTES.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
         self.buffer.clear();
         Ok(())
     }

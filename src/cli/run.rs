@@ -11,11 +11,12 @@ use crate::{
     telemetry::{Metrics, State},
 };
 
-use super::stream::stream;
+use super::{notify, stream::stream};
 
 /// Answers probes and publishes until it ends; SIGTERM or SIGINT asks for a clean stop.
 pub async fn run(config: &Config) -> Exit {
     let metrics = Metrics::new();
+    metrics.set_names(&config.name, &config.slot());
     let shutdown = CancellationToken::new();
     let (terminate, interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
@@ -25,16 +26,19 @@ pub async fn run(config: &Config) -> Exit {
         }
     };
     let probes = match admin::bind(&config.admin).await {
-        Ok(listener) => tokio::spawn(admin::serve(listener, metrics.clone())),
+        Ok(endpoint) => tokio::spawn(admin::serve(endpoint, metrics.clone())),
         Err(error) => {
             error!("{error}");
             return Exit::Config;
         }
     };
     let signals = tokio::spawn(drain_when_told(terminate, interrupt, metrics.clone(), shutdown.clone()));
+    let notices = tokio::spawn(notify::tell(metrics.clone(), notify::watchdog(), notify::send));
     let exit = stream(config, &metrics, shutdown).await;
     signals.abort();
     probes.abort();
+    notices.abort();
+    notify::ended(exit);
     info!(code = exit as u8, "stopped");
     exit
 }

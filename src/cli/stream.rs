@@ -64,7 +64,7 @@ async fn attempt(
     let connected = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Attempt { result: Ok(()), progressed: false },
-        connected = connect(config, metrics, warned, admissions) => connected,
+        connected = metrics.beating(connect(config, metrics, warned, admissions)) => connected,
     };
     let (mut pipeline, lag) = match connected {
         Ok(connected) => connected,
@@ -84,7 +84,7 @@ async fn attempt(
         }
         (Err(_), _) => {}
     }
-    pipeline.close().await;
+    metrics.beating(pipeline.close()).await;
     Attempt { result, progressed: confirmed > began }
 }
 

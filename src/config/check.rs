@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 
 use super::{
-    ChangesConfig, Config, KafkaConfig, Misfit,
+    Admin, ChangesConfig, Config, KafkaConfig, Misfit,
     fault::Flaw,
     tree::{Node, Value},
     walk,
@@ -15,6 +15,8 @@ const MEMORY_MIN: ByteSize = ByteSize::mib(8);
 const NAME_LEN_MAX: usize = 54;
 /// Postgres' `NAMEDATALEN - 1`.
 const IDENTIFIER_LEN_MAX: usize = 63;
+/// A shorter token is guessed, or is a placeholder.
+const TOKEN_LEN_MIN: usize = 16;
 /// Kafka's own limit.
 const TOPIC_LEN_MAX: usize = 249;
 
@@ -56,6 +58,26 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     }
     if config.limits.memory < MEMORY_MIN {
         return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());
+    }
+    check_admin(&config.admin, tree)
+}
+
+fn check_admin(admin: &Admin, tree: &Node) -> Result<(), Flaw> {
+    let refuse = |key: &str, said: String| Err(locate(tree, &["admin", key], said));
+    if let Some(token) = admin.token.as_ref().map(|token| token.reveal())
+        && (token.len() < TOKEN_LEN_MIN || !token.bytes().all(|b| b.is_ascii_graphic()))
+    {
+        let said = format!(
+            "`admin.token` must be at least {TOKEN_LEN_MIN} characters that a header can hold; make one: openssl rand -hex 32"
+        );
+        return refuse("token", said);
+    }
+    if !admin.listen.ip().is_loopback() && admin.token.is_none() && admin.tls.is_none() {
+        let said = format!(
+            "`admin.listen` is {}, which others can reach: add `admin.token` (a bearer token) or `admin.tls`, or listen on 127.0.0.1",
+            admin.listen
+        );
+        return refuse("listen", said);
     }
     Ok(())
 }

@@ -106,7 +106,6 @@ const NOT_BUILT: &[(&str, &str)] = &[
         "limits.slot_wal_stop",
         "`limits.slot_wal_stop` is not built yet in this version; set max_slot_wal_keep_size on the server",
     ),
-    ("admin.token", "`admin.token` is not built yet in this version; keep `admin.listen` on a private address"),
 ];
 
 /// What a key that must be there looks like.

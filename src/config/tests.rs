@@ -131,7 +131,7 @@ fn unknown_keys_are_refused_at_every_level_with_the_nearest_right_one() {
     refuses(
         "name: shop",
         "name: shop\nadmin: { port: 80 }",
-        "c.yaml:2:10: unknown key `port` in `admin`; the keys there are `listen`",
+        "c.yaml:2:10: unknown key `port` in `admin`; the keys there are `listen`, `token` or `tls`",
     );
 }
 
@@ -543,15 +543,46 @@ fn defaults_are_safe() {
 }
 
 #[test]
+fn a_listener_that_others_can_reach_wants_a_token_or_tls() {
+    let admin = |yaml: &str| format!("{GOOD}admin: {yaml}\n");
+    let said = refused(&admin("{ listen: \"0.0.0.0:8642\" }"));
+    assert!(said.contains("`admin.listen` is 0.0.0.0:8642, which others can reach: add `admin.token`"), "{said}");
+    assert!(refused(&admin("{ listen: \"[::]:8642\" }")).contains("`admin.listen` is [::]:8642"));
+    for good in [
+        "{ listen: \"[::1]:8642\" }",
+        "{ listen: \"127.8.0.1:8642\" }",
+        "{ listen: \"0.0.0.0:8642\", token: 0123456789abcdef }",
+        "{ listen: \"0.0.0.0:8642\", tls: { certificate: a, key: b } }",
+    ] {
+        loaded(&admin(good));
+    }
+}
+
+#[test]
+fn a_token_is_long_enough_fits_a_header_and_is_never_shown() {
+    for bad in ["hunter2", "\"\"", "\"hunter2 hunter2 hunter2\"", "hunter2hunter2hunter2é"] {
+        let said = refused(&format!("{GOOD}admin:\n  token: {bad}\n"));
+        assert!(said.contains("`admin.token` must be at least 16 characters"), "{said}");
+        assert!(said.contains("openssl rand -hex 32") && !said.contains("hunter2"), "{said}");
+    }
+    let config = loaded(&format!("{GOOD}admin: {{ token: 0123456789abcdef }}\n"));
+    assert!(!format!("{config:?}").contains("0123456789abcdef"));
+}
+
+#[test]
 fn the_example_configs_load() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
     std::fs::write(&secret, "host=db password=hunter2\n").unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "0123456789abcdef\n").unwrap();
     let env = |name: &str| match name {
         "SHOP_URL" | "TICKETMONSTER_URL" => Some("postgres://cdc@db/x".into()),
         "SHOP_URL_FILE" | "SHOP_KAFKA_PASSWORD_FILE" => Some(secret.display().to_string()),
         "KAFKA_BROKERS" => Some("kafka:9092".into()),
         "POSTGRES_PASSWORD" => Some("hunter2".into()),
+        "SHOP_ADMIN_TOKEN_FILE" => Some(token.display().to_string()),
+        "OFFSHOOT_ADMIN_TOKEN" => Some("0123456789abcdef".into()),
         _ => None,
     };
     let mut names = Vec::new();

@@ -104,12 +104,12 @@ pub(super) fn place(mut flaw: Flaw, key: Option<&Key>, node: &Node, hidden: bool
 
 /// Whether the value at this path may be a secret: it can come from a file.
 fn is_secret(path: &str) -> bool {
-    path == "source.postgres" || path.starts_with("sink.kafka.properties.")
+    ["source.postgres", "admin.token"].contains(&path) || path.starts_with("sink.kafka.properties.")
 }
 
 /// Whether a text at this path is never shown: it may be a secret, or one that was written a level too high.
 pub(super) fn is_hidden(path: &str) -> bool {
-    is_secret(path) || ["", "source", "sink", "sink.kafka", "sink.kafka.properties"].contains(&path)
+    is_secret(path) || ["", "source", "sink", "sink.kafka", "sink.kafka.properties", "admin"].contains(&path)
 }
 
 /// Puts `${NAME}` and `${NAME:-default}` in; `$${` is a literal `${`.

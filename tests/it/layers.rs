@@ -21,10 +21,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("format", &["change", "config", "lsn", "sink"]),
     ("kafka", &["admission", "causes", "config", "sink"]),
     ("ledger", &["change", "lsn", "sink"]),
-    ("telemetry", &["change"]),
+    ("telemetry", &["change", "transaction"]),
     ("pipeline", &["change", "format", "ledger", "lsn", "sink", "source", "telemetry", "transaction"]),
     ("supervisor", &["causes", "exit", "format", "pipeline", "sink", "source", "telemetry"]),
-    ("admin", &["config", "telemetry"]),
+    ("admin", &["config", "lsn", "telemetry"]),
 ];
 
 /// Files without sockets, clocks, files or tasks: values in, values out. (`transaction.rs` has its spill file.)

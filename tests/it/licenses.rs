@@ -5,8 +5,18 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Licenses that ask for no more than a notice. `deny.toml` has the same.
-const ALLOWED: &[&str] =
-    &["0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CDLA-Permissive-2.0", "ISC", "MIT", "Unicode-3.0", "Zlib"];
+const ALLOWED: &[&str] = &[
+    "0BSD",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "Unicode-3.0",
+    "Zlib",
+];
 
 /// Whether an SPDX expression leaves a way of using the package: one of each `OR`, all of each `AND`, which binds closer.
 /// An exception (`WITH`) only adds to what is allowed. Old manifests write `/` for `OR`.

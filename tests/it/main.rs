@@ -21,3 +21,4 @@ mod checker;
 mod workload;
 mod soak;
 mod outages;
+mod observation;

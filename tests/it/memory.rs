@@ -38,6 +38,9 @@ fn a_transaction_of_2_000_000_rows_is_delivered_from_64_mib() {
     ));
     let committed = began.elapsed();
     let spill_file = offshoot.wait("a spill file", DEADLINE, spill_file_of);
+    offshoot.wait("its bytes to be told", DEADLINE, |offshoot| {
+        offshoot.metric("offshoot_spill_bytes").filter(|bytes| *bytes > 0.0)
+    });
     assert!(spill_file.to_string_lossy().ends_with(" (deleted)"), "the spill file has a name: {spill_file:?}");
     assert_eq!(fs::read_dir(&offshoot.config().data_dir).unwrap().count(), 0, "the spill file has a name");
     offshoot.wait("all records to be acknowledged", DEADLINE, |offshoot| {
@@ -46,6 +49,7 @@ fn a_transaction_of_2_000_000_rows_is_delivered_from_64_mib() {
     let delivered = began.elapsed();
     offshoot.wait("the spill file to go", DEADLINE, |offshoot| spill_file_of(offshoot).is_none().then_some(()));
     assert_eq!(offshoot.metric("offshoot_spilled_transactions_total"), Some(1.0));
+    assert_eq!(offshoot.metric("offshoot_spill_bytes"), Some(0.0));
     let peak = offshoot.peak_memory().expect("it runs");
     let cpu = offshoot.process().cpu_time().expect("it runs");
     println!(
