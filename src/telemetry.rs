@@ -125,6 +125,11 @@ struct OpLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabel {
     kind: &'static str,
 }
@@ -166,6 +171,8 @@ pub struct Seams {
     pub lag_seconds: Gauge<f64, AtomicU64>,
     /// Log that the server keeps for the slot.
     pub slot_retained_bytes: Gauge<u64, AtomicU64>,
+    /// `limits.slot_wal_warn` and `limits.slot_wal_stop`.
+    slot_limits: Family<LimitLabel, Gauge<u64, AtomicU64>>,
 
     errors: Family<ErrorLabel, Counter>,
     last_commit: Gauge<f64, AtomicU64>,
@@ -247,6 +254,13 @@ impl Metrics {
                 Unit::Seconds,
             ),
             slot_retained_bytes: of.unit("slot_retained", "Log that the server keeps for the slot", Unit::Bytes),
+            slot_limits: {
+                let limits = Family::default();
+                let help =
+                    "Log that the server may keep for the slot before we warn or stop; no line where there is no limit";
+                of.registry.register_with_unit("slot_limit", help, Unit::Bytes, limits.clone());
+                limits
+            },
             last_commit: of.unit(
                 "last_commit_timestamp",
                 "When the last delivered transaction was committed, as Unix time; NaN before the first",
@@ -284,6 +298,21 @@ impl Metrics {
         }
     }
 
+    /// The limits of what the server may keep for the slot, in bytes.
+    pub fn set_slot_limits(&self, warn: u64, stop: Option<u64>) {
+        let set = |limit, bytes| self.slot_limits.get_or_create(&LimitLabel { limit }).set(bytes);
+        set("warn", warn);
+        if let Some(bytes) = stop {
+            set("stop", bytes);
+        }
+    }
+
+    /// When the last delivered transaction was committed; `None` before the first.
+    pub fn last_delivered(&self) -> Option<SystemTime> {
+        let seconds = self.last_commit.get();
+        (seconds > 0.0).then(|| UNIX_EPOCH + std::time::Duration::from_secs_f64(seconds))
+    }
+
     /// What the pipeline is doing.
     pub fn state(&self) -> State {
         State::ALL[usize::from(self.state.load(Ordering::Relaxed))]
@@ -316,11 +345,12 @@ impl Metrics {
 }
 
 /// The values of the label `kind` of `offshoot_errors_total`, so that each is there with 0 before it happens.
-pub const ERROR_KINDS: [&str; 9] = [
+pub const ERROR_KINDS: [&str; 10] = [
     "source_passing",
     "source_refused",
     "config",
     "slot_lost",
+    "slot_limit",
     "undecodable",
     "spill",
     "sink_passing",
