@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How often the slot and what is published are looked at.
-const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Parts of `limits.memory`: one for changes that are being assembled, one for records in flight. What is left is for the
 /// buffers between them.
 const MEMORY_PARTS: u64 = 3;

@@ -24,6 +24,14 @@ pub(crate) fn comment_with_slot(slot: &str) -> String {
     format!("{COMMENT}; slot {slot} was made")
 }
 
+/// The same with the oids of the tables that are published: one that is taken out while nobody looks is known by it.
+pub(crate) fn comment_with_tables(slot: &str, tables: &[u32]) -> String {
+    let oids = tables.iter().map(|oid| format!(" {oid}")).collect::<String>();
+    format!("{}{TABLES_ARE}{oids}", comment_with_slot(slot))
+}
+
+const TABLES_ARE: &str = "; it is of the tables";
+
 /// A publication as the catalog has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Publication {
@@ -76,6 +84,8 @@ pub(crate) struct Plan {
     pub(crate) joining: Vec<String>,
     /// Every transaction that could have written into them before they joined is older than this one.
     pub(crate) horizon: Option<u64>,
+    /// Oids of the tables that are published when this is done.
+    pub(crate) published: Vec<u32>,
     /// The tables whose rows leave, schema and name.
     pub(crate) tables: Vec<(String, String)>,
     /// What `check` says of the publications.
@@ -132,7 +142,8 @@ pub(crate) fn plan(
     confirmed: Option<Lsn>,
     kept: bool,
 ) -> Result<Plan, PublicationFault> {
-    let mut plan = Plan { names: vec![name.to_owned()], lists_tables: true, ..Plan::default() };
+    let published = wanted.iter().map(|table| table.oid).collect();
+    let mut plan = Plan { names: vec![name.to_owned()], lists_tables: true, published, ..Plan::default() };
     let inserts_name = inserts_name(name);
     let Some(rows) = &there.rows else {
         if let Some(confirmed) = confirmed {
@@ -144,9 +155,11 @@ pub(crate) fn plan(
         plan.inserts(&inserts_name, there.inserts.as_ref(), &keyless, None, kept)?;
         return Ok(plan);
     };
-    if confirmed.is_none() && rows.comment == comment_with_slot(slot) {
+    let remembers = rows.comment.starts_with(&comment_with_slot(slot));
+    if confirmed.is_none() && remembers {
         return Err(SlotFault::Gone { slot: slot.into(), publication: name.into() }.into());
     }
+    let comment = comment_with_tables(slot, &plan.published);
     let slot = confirmed.map(|_| slot);
     plan.look_at(rows, wanted);
     let ours = kept && rows.ours;
@@ -190,6 +203,13 @@ pub(crate) fn plan(
     plan.joining.extend(add.iter().filter(|table| !was_told(table)).map(|table| table.full_name()));
     if there.inserts.is_some() || !keyless.is_empty() || (slot.is_none() && !rows.all_tables) {
         plan.inserts(&inserts_name, there.inserts.as_ref(), &keyless, slot, kept)?;
+    }
+    if !plan.statements.is_empty() && ours && remembers {
+        plan.statements.push(format!(
+            "COMMENT ON PUBLICATION {} IS {}",
+            escape_identifier(name),
+            escape_literal(&comment).trim()
+        ));
     }
     plan.joining.retain(|name| !covered.iter().any(|table| table.full_name() == *name));
     for table in narrow.iter().filter(|table| table.updates_fit()) {
@@ -359,6 +379,12 @@ impl Publication {
         };
         let by_root = table.root.as_ref().is_some_and(|(schema, name)| listed(schema, name));
         self.all_tables || by_root || listed(&table.schema, &table.name)
+    }
+
+    /// Oids of the tables that were published when its comment was written.
+    pub(crate) fn remembered(&self) -> Vec<u32> {
+        let oids = self.comment.split_once(TABLES_ARE).map_or("", |(_, oids)| oids);
+        oids.split_whitespace().filter_map(|oid| oid.parse().ok()).collect()
     }
 
     fn breaks_keyless(&self) -> bool {
@@ -563,6 +589,23 @@ mod tests {
     fn a_publication_that_is_gone_is_a_gap() {
         let error = planned(&Publications::default(), &[table("a", true)], true).unwrap_err();
         assert!(matches!(error, PublicationFault::Gone(_)));
+    }
+
+    #[test]
+    fn the_comment_remembers_the_tables() {
+        let mut there = pair(true, &["a"], &[]);
+        there.rows.as_mut().unwrap().comment = comment_with_tables("s", &[]);
+        let of = |oid, name| CatalogTable { oid, ..table(name, true) };
+        let plan = planned(&there, &[of(7, "a"), of(9, "b")], true).unwrap();
+        assert_eq!(
+            plan.statements.last().unwrap(),
+            "COMMENT ON PUBLICATION \"p\" IS 'made by offshoot, and kept in step with its config; slot s was made; it is of the \
+             tables 7 9'"
+        );
+        there.rows.as_mut().unwrap().comment = comment_with_tables("s", &[7, 9]);
+        assert_eq!(there.rows.as_ref().unwrap().remembered(), [7, 9]);
+        let error = planned(&there, &[of(7, "a")], false).unwrap_err();
+        assert!(matches!(error, PublicationFault::Gone(SlotFault::Gone { .. })));
     }
 
     #[test]

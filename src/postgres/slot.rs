@@ -17,11 +17,11 @@ use super::{
     catalog::{ANSWER_TIMEOUT, CatalogTable, Control},
     fault::{Fault, SlotFault, Sorted, Step, WAL_LEVEL, sort},
     publication::{
-        COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, comment_with_slot, inserts_name,
+        COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, comment_with_tables, inserts_name,
         plan,
     },
     tables::{PatternError, Patterns, check_omitted, omitted},
-    watch::{Seen, is_busy},
+    watch::{Seen, is_busy, put_back},
 };
 use crate::{
     causes::told,
@@ -101,9 +101,12 @@ impl Warned {
         }
     }
 
-    /// Keeps what is published.
-    pub(crate) fn saw(&self, seen: Seen) {
-        self.memory().seen = Some(seen);
+    /// Keeps what is published; gives the tables that were not before.
+    pub(crate) fn saw(&self, seen: Seen) -> Vec<String> {
+        let mut memory = self.memory();
+        let joined = memory.seen.as_ref().map(|before| seen.joined_since(before)).unwrap_or_default();
+        memory.seen = Some(seen);
+        joined
     }
 
     /// Whether what was published the last time still is.
@@ -135,6 +138,22 @@ impl Survey {
         }
     }
 
+    /// Whether what a publication of ours held, when it was written down, is still published.
+    fn recall(&self, slot: &str, wanted: &[&CatalogTable]) -> Result<(), SourceError> {
+        let Publications { rows: Some(rows), inserts } = &self.there else { return Ok(()) };
+        let remembered = if rows.ours { rows.remembered() } else { Vec::new() };
+        let covered = |table: &CatalogTable| rows.covers(table) || inserts.as_ref().is_some_and(|i| i.covers(table));
+        match wanted.iter().find(|table| remembered.contains(&table.oid) && !covered(table)) {
+            None => Ok(()),
+            Some(table) => Err(SourceError::SlotLost(Box::new(SlotFault::Unpublished {
+                slot: slot.into(),
+                what: format!("{} was taken out of publication {}", table.full_name(), rows.name),
+                since: "the last look of an earlier run".into(),
+                mend: put_back(&rows.name, table),
+            }))),
+        }
+    }
+
     /// What has to be done to the publications. `confirmed` is where the slot stands, if it is there.
     pub(crate) fn plan(&self, config: &Config, confirmed: Option<Lsn>) -> Result<Plan, SourceError> {
         let patterns = config.changes.as_ref().map(Patterns::compile).transpose().map_err(misfit)?;
@@ -144,6 +163,9 @@ impl Survey {
         let with_rows = of(|patterns, tables| patterns.with_rows(tables).into_iter().cloned().collect());
         let wanted = of(|patterns, tables| patterns.choose(tables).into_iter().cloned().collect());
         let wanted: Vec<_> = wanted.iter().collect();
+        if confirmed.is_some() {
+            self.recall(&config.slot(), &wanted)?;
+        }
         let plan = plan(&config.publication(), &self.there, &wanted, &config.slot(), confirmed, config.source.create);
         let plan = plan.map_err(|error| match error {
             PublicationFault::Gone(error) => SourceError::SlotLost(Box::new(error)),
@@ -261,6 +283,11 @@ impl Control {
             // What is published already goes on meanwhile; it is tried again while we stream.
             Err(error) if slot.is_some() && is_busy(&error) => {
                 begin.warned.say(&format!("failed to {}", told(&error)));
+                let is_joining = |oid: &u32| {
+                    let table = survey.tables.iter().find(|table| table.oid == *oid);
+                    table.is_some_and(|table| plan.joining.contains(&table.full_name()))
+                };
+                plan.published.retain(|oid| !is_joining(oid));
                 plan.joining.clear();
             }
             done => done?,
@@ -268,18 +295,18 @@ impl Control {
         let confirmed = match slot {
             // It was free a moment ago, and may have moved until then.
             Some(_) => {
-                plan.horizon = self.horizon(&plan).await?;
+                plan.horizon = self.horizon(&plan.joining).await?;
                 self.slot(&name).await?.map_or(Lsn::INVALID, |slot| slot.confirmed)
             }
             None => self.create_slot(&name, &sql).await?,
         };
-        self.remember_slot(config, server.version_num).await?;
+        self.remember(config, server.version_num, &plan).await?;
         Ok((plan, confirmed))
     }
 
-    /// Writes into the comment of a publication of ours that the slot has been made.
-    async fn remember_slot(&self, config: &Config, version_num: i32) -> Result<(), SourceError> {
-        let comment = comment_with_slot(&config.slot());
+    /// Writes into the comment of a publication of ours that the slot has been made, and what is published.
+    async fn remember(&self, config: &Config, version_num: i32, plan: &Plan) -> Result<(), SourceError> {
+        let comment = comment_with_tables(&config.slot(), &plan.published);
         match self.publication(&config.publication(), version_num).await? {
             Some(rows) if rows.ours && rows.comment != comment && config.source.create => {
                 let (name, comment) = (escape_identifier(&rows.name), escape_literal(&comment));
@@ -358,8 +385,8 @@ impl Control {
     }
 
     /// After tables have joined: every transaction that could have written into them before has a lower id.
-    pub(crate) async fn horizon(&self, plan: &Plan) -> Result<Option<u64>, SourceError> {
-        if plan.joining.is_empty() {
+    pub(crate) async fn horizon(&self, joining: &[String]) -> Result<Option<u64>, SourceError> {
+        if joining.is_empty() {
             return Ok(None);
         }
         let rows = self.query("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?;
@@ -429,7 +456,7 @@ impl Control {
 
     /// Makes the slot, and says where it starts.
     async fn create_slot(&self, name: &str, sql: &[String]) -> Result<Lsn, SourceError> {
-        info!(slot = %name, "making the slot; this waits for the transactions that are running now");
+        info!(slot = %name, "a new pipeline: making its slot, which waits for the transactions that are running now");
         // As long as the longest of them: no timeout of ours may end it.
         self.execute("SET statement_timeout = 0; SET lock_timeout = 0", Step::Prepare).await?;
         let row = self.client.query_one(CREATE_SLOT, &[&name]).await;
@@ -630,7 +657,7 @@ FROM pg_publication p WHERE p.pubname = $1";
 const PUBLICATION_TABLES: &str = "
 SELECT r.oid, r.prrelid AS table, n.nspname AS schema, c.relname AS name,
   (SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = r.prrelid
-     AND a.attnum = ANY (string_to_array(to_jsonb(r) ->> 'prattrs', ' ')::int[])) AS columns,
+     AND to_jsonb(r) -> 'prattrs' @> to_jsonb(a.attnum)) AS columns,
   to_jsonb(r) ->> 'prqual' IS NOT NULL AS row_filter
 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid
   JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -86,7 +86,7 @@ impl Watch {
         let now = Instant::now();
         let mut watch =
             Watch { control, config: config.clone(), version_num, joining: Vec::new(), rest_until: now, seen_at: now };
-        watch.join(plan);
+        watch.join(&plan.joining, plan.horizon);
         watch
     }
 
@@ -103,7 +103,7 @@ impl Watch {
             match self.compare(begin, slot.current, slot.confirmed).await {
                 Ok(()) => self.seen_at = began,
                 Err(error @ SourceError::SlotLost(_)) => return Err(error),
-                Err(error) if began - self.seen_at > BLIND_MAX => {
+                Err(error) if !matches!(error, SourceError::Passing(_)) || began - self.seen_at > BLIND_MAX => {
                     begin.warned.say(&format!("the publications cannot be looked at: {}", told(&error)));
                 }
                 Err(error) => debug!(%error, "the publications could not be looked at"),
@@ -129,46 +129,44 @@ impl Watch {
         for finding in plan.findings.iter().filter(|finding| begin.warned.is_news(&finding.what)) {
             warn!("{finding}");
         }
-        if plan.statements.is_empty() {
-            begin.warned.saw(Seen::of(&survey, config, lsn));
-            return Ok(());
-        }
-        match self.change(begin, plan).await {
-            Ok(plan) => {
-                self.join(&plan);
-                let survey = self.control.survey(&self.config, self.version_num).await?;
-                begin.warned.saw(Seen::of(&survey, &self.config, lsn));
-            }
-            Err(error) => {
-                begin.warned.saw(Seen::of(&survey, &self.config, lsn));
-                begin.warned.say(&format!(
-                    "cannot bring the publications to what the config asks for; failed to {}",
-                    told(&error)
-                ));
+        let mut seen = Seen::of(&survey, config, lsn);
+        if !plan.statements.is_empty() {
+            match self.change(begin, &plan).await {
+                Ok(()) => {
+                    let survey = self.control.survey(config, version_num).await?;
+                    seen = Seen::of(&survey, config, lsn);
+                }
+                Err(error) => {
+                    let text = told(&error);
+                    begin.warned.say(&format!("the publications are not as the config asks: failed to {text}"));
+                }
             }
         }
+        // By us, or by an owner who ran our SQL.
+        let joined = begin.warned.saw(seen);
+        let is_known = |table: &String| self.joining.iter().any(|joining| joining.tables.contains(table));
+        let joining: Vec<_> = joined.into_iter().filter(|table| !is_known(table)).collect();
+        let horizon = self.control.horizon(&joining).await?;
+        self.join(&joining, horizon);
         Ok(())
     }
 
     /// Brings the publications to what the config asks for, where that is left to us.
-    async fn change(&self, begin: &Start<'_>, plan: Plan) -> Result<Plan, SourceError> {
+    async fn change(&self, begin: &Start<'_>, plan: &Plan) -> Result<(), SourceError> {
         (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
         if !self.config.source.create {
             let why = "change what source.create: false leaves to you".to_owned();
             return Err(self.control.run_this(why, &plan.statements));
         }
-        self.control.apply(&plan, &plan.statements).await?;
-        let horizon = self.control.horizon(&plan).await?;
-        Ok(Plan { horizon, ..plan })
+        self.control.apply(plan, &plan.statements).await
     }
 
-    fn join(&mut self, plan: &Plan) {
-        for table in &plan.joining {
+    fn join(&mut self, tables: &[String], horizon: Option<u64>) {
+        for table in tables {
             info!(%table, "a table joins the publication; what it holds already is not told");
         }
-        if let Some(horizon) = plan.horizon {
-            let (tables, since) = (plan.joining.clone(), Instant::now());
-            self.joining.push(Joining { tables, horizon, since, warned: false });
+        if let Some(horizon) = horizon {
+            self.joining.push(Joining { tables: tables.to_vec(), horizon, since: Instant::now(), warned: false });
         }
     }
 
@@ -199,6 +197,12 @@ impl Watch {
 }
 
 impl Seen {
+    /// Names of the tables that are published, and were not before.
+    pub(crate) fn joined_since(&self, before: &Seen) -> Vec<String> {
+        let joined = self.tables.iter().filter(|(oid, _)| !before.tables.contains_key(oid));
+        joined.map(|(_, name)| name.clone()).collect()
+    }
+
     pub(crate) fn of(survey: &Survey, config: &Config, lsn: Lsn) -> Seen {
         let Publications { rows, inserts } = &survey.there;
         let covered = |table: &&CatalogTable| [rows, inserts].into_iter().flatten().any(|there| there.covers(table));
@@ -242,7 +246,7 @@ impl Seen {
                     let name = table.full_name();
                     return Err(lost(Missing {
                         what: format!("{name} is in no publication any more"),
-                        mend: put_back(&self.publications.rows.as_ref().map_or("", |rows| &rows.name), table),
+                        mend: put_back(self.publications.rows.as_ref().map_or("", |rows| &rows.name), table),
                     }));
                 }
                 Some(_) => {}
@@ -332,7 +336,8 @@ fn compare(
     Ok(())
 }
 
-fn put_back(publication: &str, table: &CatalogTable) -> String {
+/// The SQL that publishes a table again, and how to go on.
+pub(crate) fn put_back(publication: &str, table: &CatalogTable) -> String {
     let (name, table_name) = (escape_identifier(publication), table.full_name());
     let (schema, relation) = (escape_identifier(&table.schema), escape_identifier(&table.name));
     format!(

@@ -19,3 +19,6 @@ mod checker;
 mod workload;
 mod soak;
 mod outages;
+mod source_safety;
+mod config_changes;
+mod endurance;
