@@ -153,6 +153,7 @@ pub(crate) fn plan(
         narrow_fits(&identified)?;
         plan.create(name, &identified, "insert, update, delete, truncate", kept);
         plan.inserts(&inserts_name, there.inserts.as_ref(), &keyless, None, kept)?;
+        plan.warn_of_lists(wanted);
         return Ok(plan);
     };
     let remembers = rows.comment.starts_with(&comment_with_slot(slot));
@@ -212,9 +213,7 @@ pub(crate) fn plan(
         ));
     }
     plan.joining.retain(|name| !covered.iter().any(|table| table.full_name() == *name));
-    for table in narrow.iter().filter(|table| table.updates_fit()) {
-        plan.findings.push(narrow_finding(&table.full_name(), table.narrow.as_ref().expect("these have one")));
-    }
+    plan.warn_of_lists(wanted);
     Ok(plan)
 }
 
@@ -309,6 +308,14 @@ impl Plan {
         self.alter(name, "ADD", &joining);
         self.joining.extend(add.iter().map(|table| table.full_name()));
         Ok(())
+    }
+
+    /// What column lists cost.
+    fn warn_of_lists(&mut self, wanted: &[&CatalogTable]) {
+        for table in wanted.iter().filter(|table| table.updates_fit()) {
+            let finding = table.narrow.as_ref().map(|narrow| narrow_finding(&table.full_name(), narrow));
+            self.findings.extend(finding);
+        }
     }
 
     /// What is there and may surprise.

@@ -11,6 +11,7 @@ use crate::{
             Version::{self, V14, V15, V17, V18},
         },
         program::Offshoot,
+        wait,
     },
 };
 
@@ -107,6 +108,8 @@ fn what_is_not_published_any_more_ends_with_5_and_says_since_when() {
                 let of = |text: &str| text.replace("{p}", &pipe.slot());
                 db.execute(&of(sql));
                 let status = offshoot.exit(LOOK_MAX);
+                // What it said last may still be on its way through the pipe.
+                let _ = wait::attempt(DEADLINE, || offshoot.log().iter().any(|line| line.contains("stopped")));
                 let log = offshoot.log().join("\n");
                 assert_eq!(status.code(), Some(5), "{sql}: {log}");
                 let error = log.lines().rfind(|line| line.contains("ERROR")).unwrap_or_else(|| panic!("{log}"));

@@ -54,6 +54,18 @@ fn flood(db: &Db, mebibytes: u32) {
     db.execute(&format!("SELECT count({message}) FROM generate_series(1, {mebibytes})"));
 }
 
+/// It ends with 8 at a look, and says all of these words. What it printed.
+#[track_caller]
+fn ended(offshoot: &mut Offshoot, words: &[&str]) -> String {
+    let status = offshoot.exit(LOOK_MAX);
+    // What it said last may still be on its way through the pipe.
+    let _ = wait::attempt(DEADLINE, || offshoot.log().iter().any(|line| line.contains("stopped")));
+    let log = offshoot.log().join("\n");
+    assert_eq!(status.code(), Some(8), "{log}");
+    says(&log, words);
+    log
+}
+
 fn slots(db: &Db) -> String {
     db.text("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
 }
@@ -86,9 +98,7 @@ fn a_slot_that_keeps_too_much_log_ends_with_8_and_goes_on_where_it_was() {
     assert_eq!(metric("offshoot_slot_limit_bytes{limit=\"stop\"}"), f64::from(200 << 20));
     flood(&db, 180);
     let words = ["MiB of log for it", "limits.slot_wal_stop is 200.0 MiB", "not lost", "see that Kafka takes it"];
-    let status = offshoot.exit(LOOK_MAX);
-    assert_eq!(status.code(), Some(8), "{}", offshoot.log().join("\n"));
-    says(&offshoot.log().join("\n"), &words);
+    ended(&mut offshoot, &words);
     assert_eq!(slots(&db), "1");
     // A start looks before it reads.
     pipe.ends(8, &words);
@@ -112,10 +122,8 @@ fn a_slot_that_keeps_too_much_log_is_dropped_where_the_config_says_so() {
     let before = now(&db);
     db.execute("INSERT INTO t VALUES (1, 'x')");
     flood(&db, 70);
-    let status = offshoot.exit(LOOK_MAX);
-    let log = offshoot.log().join("\n");
-    assert_eq!(status.code(), Some(8), "{log}");
-    says(&log, &["the slot is dropped", "limits.slot_wal_stop is 64.0 MiB", "nothing was delivered since"]);
+    let words = ["the slot is dropped", "limits.slot_wal_stop is 64.0 MiB", "nothing was delivered since"];
+    let log = ended(&mut offshoot, &words);
     let from = log.split("Lost is what was committed from ").nth(1).unwrap_or_default().split(' ').next().unwrap();
     assert_eq!(db.text(&format!("SELECT '{from}'::pg_lsn <= '{before}'")), "t", "{log}");
     assert_eq!(slots(&db), "0");
@@ -210,6 +218,11 @@ fn no_query_reads_a_table() {
         CREATE TABLE zebra_part (id int PRIMARY KEY) PARTITION BY RANGE (id);
         CREATE TABLE zebra_part_1 PARTITION OF zebra_part FOR VALUES FROM (0) TO (10)";
     db.execute(tables);
+    let scans =
+        "SELECT coalesce(sum(seq_scan + coalesce(idx_scan, 0)), 0) FROM pg_stat_user_tables WHERE relname ~ 'zebra'";
+    db.execute("SELECT pg_stat_force_next_flush()");
+    wait::until(DEADLINE, "the counts of the indexes' making", || db.text(scans) == "2");
+    db.execute("SELECT pg_stat_reset()");
     let pipe = Pipe { source: "omit_columns: [public.zebra.note]".into(), ..Pipe::of(&db) };
     pipe.checks(0, &[]);
     let mut offshoot = pipe.ready();
@@ -217,14 +230,12 @@ fn no_query_reads_a_table() {
     db.execute(
         "INSERT INTO zebra VALUES (1, 'x'); INSERT INTO zebra_part VALUES (1); INSERT INTO zebra_log VALUES (1)",
     );
-    db.execute("CREATE TABLE zebra_late (id int PRIMARY KEY)");
+    db.execute("CREATE TABLE zebra_late (id int); ALTER TABLE zebra_late REPLICA IDENTITY FULL");
     offshoot.wait_log("table=public.zebra_late", LOOK_MAX);
     offshoot.wait("the row to arrive", DEADLINE, |_| (pipe.ids(kafka::shared(), "zebra") == [1]).then_some(()));
     stops(offshoot);
     assert_eq!(pipe.command(&["drop", "--yes"]).0, 0);
 
-    let scans =
-        "SELECT coalesce(sum(seq_scan + coalesce(idx_scan, 0)), 0) FROM pg_stat_user_tables WHERE relname ~ 'zebra'";
     // Sessions write their counts when they end.
     wait::until(DEADLINE, "our sessions to end", || {
         db.text("SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^offshoot_' AND datname = current_database()") == "0"
