@@ -163,6 +163,7 @@ fn a_table_that_a_glob_has_come_to_match_joins_without_a_gap() {
     // Its own server: everybody who makes a slot waits for a transaction that is open.
     let server = postgres::private(V17, &[]);
     let db = server.create_database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)");
     let pipe = Pipe::of(&db);
     let mut offshoot = pipe.ready();
     looked(&mut offshoot);
