@@ -2,13 +2,14 @@
 
 CARGO ?= cargo
 LIVES ?= 100
+SECONDS ?= 600
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test demo bench soak fuzz golden clean
+.PHONY: help setup build test demo bench soak endurance fuzz golden clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install and fetch what is missing to build and to test
 	@scripts/setup
@@ -31,6 +32,9 @@ bench: setup ## how fast a backlog is published, beside a reader that does nothi
 
 soak: setup ## kill -9 while sessions write; LIVES=1000 for a night
 	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- soak --nocapture
+
+endurance: setup ## idle, load, and restarts of both servers, for SECONDS=600
+	OFFSHOOT_TEST_ENDURANCE=$(SECONDS) $(CARGO) test --release --test it -- endurance --nocapture
 
 fuzz: setup ## look for input that breaks a decoder; FUZZ_SECONDS=3600 for each of three
 	@command -v cargo-fuzz >/dev/null || { \

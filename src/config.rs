@@ -67,6 +67,9 @@ pub struct SourceConfig {
     /// Make slot and publication when they are absent.
     #[serde(default = "yes")]
     pub create: bool,
+    /// `schema.table.column`: columns that the publication leaves out, so that they never leave the database.
+    #[serde(default)]
+    pub omit_columns: Vec<String>,
     /// `logical_decoding_work_mem` of our session; the server's own when absent.
     #[serde(default, deserialize_with = "some_size")]
     #[schemars(schema_with = "schema::size")]
@@ -173,6 +176,27 @@ pub struct Limits {
     #[serde(deserialize_with = "size")]
     #[schemars(schema_with = "schema::size")]
     pub spill: ByteSize,
+    /// Log that the server may keep for the slot before we warn.
+    #[serde(deserialize_with = "size")]
+    #[schemars(schema_with = "schema::size")]
+    pub slot_wal_warn: ByteSize,
+    /// Log that the server may keep for the slot before we do `slot_wal_action`; without a bound when absent.
+    #[serde(deserialize_with = "some_size")]
+    #[schemars(schema_with = "schema::size")]
+    pub slot_wal_stop: Option<ByteSize>,
+    /// What is done at `slot_wal_stop`.
+    pub slot_wal_action: SlotWalAction,
+}
+
+/// `limits.slot_wal_action`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotWalAction {
+    /// The process ends; the slot stays, and so does its log.
+    #[default]
+    Stop,
+    /// The slot is dropped, so that the server may forget its log; then the process ends.
+    DropSlot,
 }
 
 /// `admin`.
@@ -361,7 +385,13 @@ impl Default for Topics {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: ByteSize::mib(24), spill: ByteSize::gib(10) }
+        Self {
+            memory: ByteSize::mib(24),
+            spill: ByteSize::gib(10),
+            slot_wal_warn: ByteSize::gib(10),
+            slot_wal_stop: None,
+            slot_wal_action: SlotWalAction::Stop,
+        }
     }
 }
 

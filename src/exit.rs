@@ -24,6 +24,8 @@ pub enum Exit {
     Held = 6,
     /// A change that cannot be decoded or mapped.
     Undecodable = 7,
+    /// The server keeps more log for the slot than `limits.slot_wal_stop` allows.
+    SlotLimit = 8,
 }
 
 /// The codes, for `--help`.
@@ -36,7 +38,8 @@ Exit codes:
   4  the sink refuses for good
   5  the slot is lost, or going on would leave a gap
   6  another instance holds the pipeline, and waiting was not wanted
-  7  a change that cannot be decoded or mapped";
+  7  a change that cannot be decoded or mapped
+  8  the server keeps more log for the slot than limits.slot_wal_stop allows";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -58,6 +61,7 @@ impl From<&SourceError> for Exit {
             SourceError::Refused(_) => Exit::Source,
             SourceError::Config(_) => Exit::Config,
             SourceError::SlotLost(_) => Exit::SlotLost,
+            SourceError::SlotLimit(_) => Exit::SlotLimit,
             SourceError::Undecodable(_) => Exit::Undecodable,
         }
     }
@@ -80,7 +84,7 @@ mod tests {
     #[test]
     fn help_names_every_code() {
         use Exit::*;
-        for exit in [Clean, Unexpected, Config, Source, Sink, SlotLost, Held, Undecodable] {
+        for exit in [Clean, Unexpected, Config, Source, Sink, SlotLost, Held, Undecodable, SlotLimit] {
             assert!(EXIT_CODES.contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
         }
     }

@@ -15,17 +15,18 @@ mod catalog;
 pub mod tables;
 mod publication;
 mod slot;
+mod watch;
 mod inspect;
 #[cfg(test)]
 pub(crate) mod compose;
 
-pub use catalog::{Lag, Lagging};
 pub use inspect::{Inspection, inspect};
 pub use session::Session;
 pub use slot::{Dropped, Warned};
+pub use watch::{Lagging, Watch};
 pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use catalog::Control;
 use fault::{Fault, Sorted};
@@ -46,7 +47,6 @@ use crate::{
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What was found and made on the way to a streaming session.
-#[derive(Clone)]
 pub struct Prepared {
     /// The slot's position: what was committed before it is not told again.
     pub confirmed: Lsn,
@@ -64,8 +64,8 @@ pub struct Prepared {
     pub publications: Vec<String>,
     /// The publication is for tables that it lists, not for all or for whole schemas.
     pub publication_lists: bool,
-    /// Asks how far the slot is behind, while the session lives.
-    pub lag: Lag,
+    /// Looks at the slot and at what is published, over the session's control connection.
+    pub watch: Watch,
 }
 
 /// Whether `source.postgres` can be understood.
@@ -106,9 +106,9 @@ pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Pre
     let slot = config.slot();
     loop {
         let (plan, confirmed) = control.prepare(config, begin).await?;
-        let publications = plan.names;
         let server = control.server().await?;
-        let lag = control.lag(&publications, confirmed);
+        let watch = Watch::new(control.clone(), config, server.version_num, &plan);
+        let publications = plan.names;
         let mut greeting = ends.greeting(&control).await.map_err(|error| again(replication, error))?;
         replication.let_in();
         let start = async {
@@ -136,7 +136,7 @@ pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Pre
             slot,
             publications,
             publication_lists: plan.lists_tables,
-            lag,
+            watch,
         };
         return Ok((session, prepared));
     }
@@ -158,6 +158,19 @@ fn again(admission: &Admission, error: SourceError) -> SourceError {
 /// Drops the slot and the publications that offshoot made. A slot that is held is not touched, nor is anything else then.
 pub async fn drop_all(config: &Config) -> Result<Dropped, SourceError> {
     Ends::of(config)?.control().await?.drop_all(config).await
+}
+
+/// Drops the slot, for whose sake the server keeps more log than `limits.slot_wal_stop` allows, so that the server lives.
+/// Gives the fault that says what is lost with it; `delivered` is when the last delivered transaction was committed.
+pub async fn give_up(config: &Config, delivered: Option<SystemTime>) -> SourceError {
+    let control = match Ends::of(config) {
+        Ok(ends) => ends.control().await,
+        Err(error) => Err(error),
+    };
+    match control {
+        Ok(control) => control.give_up(config, delivered).await,
+        Err(error) => error,
+    }
 }
 
 /// How both sessions are opened.

@@ -54,6 +54,9 @@ pub enum SourceError {
     /// The slot or what it needs is lost: going on would leave a gap.
     #[error(transparent)]
     SlotLost(Box<dyn Error + Send + Sync>),
+    /// The server keeps more log for the slot than it is allowed to.
+    #[error(transparent)]
+    SlotLimit(Box<dyn Error + Send + Sync>),
     /// A transaction is too large for memory, and its spill file fails.
     #[error(transparent)]
     Spill(#[from] SpillError),

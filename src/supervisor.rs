@@ -99,6 +99,7 @@ fn kind(fault: &Error) -> &'static str {
         Error::Source(SourceError::Refused(_)) => "source_refused",
         Error::Source(SourceError::Config(_)) => "config",
         Error::Source(SourceError::SlotLost(_)) => "slot_lost",
+        Error::Source(SourceError::SlotLimit(_)) => "slot_limit",
         Error::Source(SourceError::Undecodable(_)) | Error::Encode(_) => "undecodable",
         Error::Source(SourceError::Spill(_)) | Error::Spill { .. } => "spill",
         Error::Sink(SinkError::Passing(_)) => "sink_passing",
@@ -131,6 +132,7 @@ mod tests {
             (source(SourceError::Refused), Exit::Source),
             (source(SourceError::Config), Exit::Config),
             (source(SourceError::SlotLost), Exit::SlotLost),
+            (source(SourceError::SlotLimit), Exit::SlotLimit),
             (source(SourceError::Undecodable), Exit::Undecodable),
             (Error::Sink(SinkError::Refused("x".into())), Exit::Sink),
         ];

@@ -155,6 +155,11 @@ struct OpLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabel {
     kind: &'static str,
 }
@@ -198,6 +203,8 @@ pub struct Seams {
     pub slot_retained_bytes: Gauge<u64, AtomicU64>,
     /// From a transaction's commit to its acknowledgement, by the clocks of two machines.
     pub delivery_seconds: Histogram,
+    /// `limits.slot_wal_warn` and `limits.slot_wal_stop`.
+    slot_limits: Family<LimitLabel, Gauge<u64, AtomicU64>>,
 
     spill_bytes: Gauge<u64, AtomicU64>,
     info: Family<Names, Gauge<u64, AtomicU64>>,
@@ -297,6 +304,13 @@ impl Metrics {
             spill_bytes: of.unit("spill", "Spill files of transactions too large for memory", Unit::Bytes),
             info: of.family("pipeline_info", "Which pipeline it is; always 1"),
             names: OnceLock::new(),
+            slot_limits: {
+                let limits = Family::default();
+                let help =
+                    "Log that the server may keep for the slot before we warn or stop; no line where there is no limit";
+                of.registry.register_with_unit("slot_limit", help, Unit::Bytes, limits.clone());
+                limits
+            },
             last_commit: of.unit(
                 "last_commit_timestamp",
                 "When the last delivered transaction was committed, as Unix time; NaN before the first",
@@ -340,6 +354,21 @@ impl Metrics {
             let label = StateLabel { state: each.as_str().replace(' ', "_") };
             self.states.get_or_create(&label).set(u64::from(each == state));
         }
+    }
+
+    /// The limits of what the server may keep for the slot, in bytes.
+    pub fn set_slot_limits(&self, warn: u64, stop: Option<u64>) {
+        let set = |limit, bytes| self.slot_limits.get_or_create(&LimitLabel { limit }).set(bytes);
+        set("warn", warn);
+        if let Some(bytes) = stop {
+            set("stop", bytes);
+        }
+    }
+
+    /// When the last delivered transaction was committed; `None` before the first.
+    pub fn last_delivered(&self) -> Option<SystemTime> {
+        let seconds = self.last_commit.get();
+        (seconds > 0.0).then(|| UNIX_EPOCH + std::time::Duration::from_secs_f64(seconds))
     }
 
     /// What the pipeline is doing.
@@ -451,11 +480,12 @@ fn classic(page: &str) -> String {
 }
 
 /// The values of the label `kind` of `offshoot_errors_total`, so that each is there with 0 before it happens.
-pub const ERROR_KINDS: [&str; 9] = [
+pub const ERROR_KINDS: [&str; 10] = [
     "source_passing",
     "source_refused",
     "config",
     "slot_lost",
+    "slot_limit",
     "undecodable",
     "spill",
     "sink_passing",

@@ -12,21 +12,21 @@ use tracing::{debug, error, info, warn};
 use crate::{
     admission::Admission,
     change::Micros,
-    config::Config,
+    config::{Config, SlotWalAction},
     exit::Exit,
     format::debezium::Encoder,
     kafka::producer::KafkaSink,
     ledger::Ledger,
     pipeline::{Error, Pipeline},
-    postgres::{self, Lag, Start, Warned, assemble::Assembler, stream::PostgresSource, tables::Patterns},
+    postgres::{self, Start, Warned, Watch, assemble::Assembler, stream::PostgresSource, tables::Patterns},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
     transaction::Spill,
 };
 
-/// How often the server is asked how far the slot is behind.
-const LAG_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the slot and what is published are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Parts of `limits.memory`: one for changes that are being assembled, one for records in flight. What is left is for the
 /// buffers between them.
 const MEMORY_PARTS: u64 = 3;
@@ -42,7 +42,12 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
     info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = "at_least_once", "starting");
     let warned = Warned::default();
     let admissions = Admissions::default();
-    let attempt = || attempt(config, metrics, &warned, &admissions, &shutdown);
+    let attempt = async || {
+        let attempt = attempt(config, metrics, &warned, &admissions, &shutdown).await;
+        relieve(config, metrics, attempt).await
+    };
+    metrics
+        .set_slot_limits(config.limits.slot_wal_warn.as_u64(), config.limits.slot_wal_stop.map(|size| size.as_u64()));
     supervisor::run(attempt, shutdown.cancelled(), fastrand::u64(..), metrics).await
 }
 
@@ -66,7 +71,7 @@ async fn attempt(
         () = shutdown.cancelled() => return Attempt { result: Ok(()), progressed: false },
         connected = metrics.beating(connect(config, metrics, warned, admissions)) => connected,
     };
-    let (mut pipeline, lag) = match connected {
+    let (mut pipeline, mut watched) = match connected {
         Ok(connected) => connected,
         Err(error) => return Attempt { result: Err(error), progressed: false },
     };
@@ -74,7 +79,7 @@ async fn attempt(
     metrics.set_state(State::Streaming);
     let result = tokio::select! {
         result = pipeline.run(shutdown.cancelled()) => result,
-        error = watch(&lag, metrics) => Err(error.into()),
+        error = watch(&mut watched, config, metrics, warned, admissions) => Err(error.into()),
     };
     let confirmed = pipeline.ledger.confirmed();
     match (&result, pipeline.ledger.tickets_in_flight()) {
@@ -96,14 +101,14 @@ async fn connect<'a>(
     metrics: &'a Metrics,
     warned: &Warned,
     admissions: &Admissions,
-) -> Result<(Connected<'a>, Lag), Error> {
+) -> Result<(Connected<'a>, Watch), Error> {
     let misfit = |why: String| SourceError::Config(why.into());
     let start = Start {
         warned,
         admissions: &admissions.source,
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
-        accept: &|tables| encoder(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string()),
+        accept: &|tables| accept(config, tables),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
     let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
@@ -124,7 +129,7 @@ async fn connect<'a>(
         clock: now,
         metrics,
     };
-    Ok((pipeline, prepared.lag))
+    Ok((pipeline, prepared.watch))
 }
 
 fn encoder(config: &Config, database: &str) -> Result<Encoder, String> {
@@ -135,23 +140,52 @@ fn patterns(config: &Config) -> Result<Patterns, String> {
     Patterns::compile(config.changes()).map_err(|error| error.to_string())
 }
 
-/// Shows how far the slot is behind, and ends when what is streamed is no longer published.
-async fn watch(lag: &Lag, metrics: &Metrics) -> SourceError {
-    let mut ticks = tokio::time::interval(LAG_INTERVAL);
+/// Whether rows of these tables can leave.
+fn accept(config: &Config, tables: &[(String, String)]) -> Result<(), String> {
+    encoder(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string())
+}
+
+/// Shows how far the slot is behind, lets tables join, and ends when the server keeps too much for the slot, or when what
+/// is streamed is no longer published.
+async fn watch(
+    watch: &mut Watch,
+    config: &Config,
+    metrics: &Metrics,
+    warned: &Warned,
+    admissions: &Admissions,
+) -> SourceError {
+    let begin = Start {
+        warned,
+        admissions: &admissions.source,
+        waiting: &|| {},
+        accept: &|tables| accept(config, tables),
+    };
+    let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match lag.ask().await {
+        match watch.look(&begin).await {
             Ok(Some(lagging)) => {
                 metrics.server_lsn.set(lagging.current.0);
                 metrics.lag_bytes.set(lagging.current.bytes_since(lagging.confirmed));
                 metrics.slot_retained_bytes.set(lagging.retained_bytes);
             }
             Ok(None) => {}
-            Err(error @ SourceError::SlotLost(_)) => return error,
+            Err(error @ (SourceError::SlotLost(_) | SourceError::SlotLimit(_))) => return error,
             // The loop meets the same fault on its own session; here it costs only a number.
             Err(error) => debug!(%error, "the lag is not known"),
         }
+    }
+}
+
+/// Drops the slot of an attempt that ended since the server keeps too much for it, where the config says so.
+async fn relieve(config: &Config, metrics: &Metrics, attempt: Attempt) -> Attempt {
+    match attempt.result {
+        Err(Error::Source(SourceError::SlotLimit(_))) if config.limits.slot_wal_action == SlotWalAction::DropSlot => {
+            let fault = postgres::give_up(config, metrics.last_delivered()).await;
+            Attempt { result: Err(fault.into()), ..attempt }
+        }
+        _ => attempt,
     }
 }
 

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 
 use super::{
-    Admin, ChangesConfig, Config, KafkaConfig, Misfit,
+    Admin, ChangesConfig, Config, KafkaConfig, Misfit, SlotWalAction,
     fault::Flaw,
     tree::{Node, Value},
     walk,
@@ -11,6 +11,8 @@ use super::{
 
 /// Below this, librdkafka's queue and the assembler leave each other no room.
 const MEMORY_MIN: ByteSize = ByteSize::mib(8);
+/// Four segments: Postgres keeps about so much for any slot, from one checkpoint or long transaction to the next.
+const SLOT_WAL_STOP_MIN: ByteSize = ByteSize::mib(64);
 /// With `offshoot_` before it this is Postgres' longest name.
 const NAME_LEN_MAX: usize = 54;
 /// Postgres' `NAMEDATALEN - 1`.
@@ -46,6 +48,13 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
             "`source.decoding_work_mem` must be at least 64KiB, as Postgres asks".into(),
         );
     }
+    for (index, column) in config.source.omit_columns.iter().enumerate() {
+        let parts: Vec<_> = column.split('.').collect();
+        if parts.len() != 3 || parts.iter().any(|part| part.is_empty()) {
+            let said = format!("`source.omit_columns`: `{column}` must be `schema.table.column`");
+            return refuse(&["source", "omit_columns", &index.to_string()], said);
+        }
+    }
     check_kafka(&config.sink.kafka, tree)?;
     match &config.changes {
         Some(changes) => check_changes(changes, tree)?,
@@ -58,6 +67,14 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     }
     if config.limits.memory < MEMORY_MIN {
         return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());
+    }
+    if config.limits.slot_wal_stop.is_some_and(|size| size < SLOT_WAL_STOP_MIN) {
+        let said = "`limits.slot_wal_stop` must be at least 64MiB: a slot keeps some log even when nothing is late";
+        return refuse(&["limits", "slot_wal_stop"], said.into());
+    }
+    if config.limits.slot_wal_action == SlotWalAction::DropSlot && config.limits.slot_wal_stop.is_none() {
+        let said = "`limits.slot_wal_action: drop_slot` needs a `limits.slot_wal_stop` at which it is done";
+        return refuse(&["limits", "slot_wal_action"], said.into());
     }
     check_admin(&config.admin, tree)
 }

@@ -98,14 +98,6 @@ const NOT_BUILT: &[(&str, &str)] = &[
         "sink.kafka.commit_events",
         "`sink.kafka.commit_events` belongs to exactly_once, which is not in this version; remove it",
     ),
-    (
-        "limits.slot_wal_warn",
-        "`limits.slot_wal_warn` is not built yet in this version; watch offshoot_slot_retained_bytes",
-    ),
-    (
-        "limits.slot_wal_stop",
-        "`limits.slot_wal_stop` is not built yet in this version; set max_slot_wal_keep_size on the server",
-    ),
 ];
 
 /// What a key that must be there looks like.

@@ -457,6 +457,21 @@ fn what_cannot_work_is_refused() {
     );
     refuses("name: shop", "name: shop\nlimits: { memory: 8MB }", "c.yaml:2:19: `limits.memory` must be at least 8MiB");
     refuses(
+        "name: shop",
+        "name: shop\nlimits: { slot_wal_stop: 1MiB }",
+        "c.yaml:2:26: `limits.slot_wal_stop` must be at least 64MiB: a slot keeps some log even when nothing is late",
+    );
+    refuses(
+        "name: shop",
+        "name: shop\nlimits: { slot_wal_action: drop_slot }",
+        "c.yaml:2:28: `limits.slot_wal_action: drop_slot` needs a `limits.slot_wal_stop` at which it is done",
+    );
+    refuses(
+        "source:",
+        "source:\n  omit_columns: [ticket.photo]",
+        "c.yaml:3:18: `source.omit_columns`: `ticket.photo` must be `schema.table.column`",
+    );
+    refuses(
         "kafka:9092",
         "a:1,,b:2",
         "c.yaml:6:14: `sink.kafka.brokers` must be `host:port`, with commas between several",
@@ -537,6 +552,8 @@ fn defaults_are_safe() {
     assert!(config.source.create && config.sink.kafka.topics.create);
     assert_eq!((config.sink.kafka.topics.partitions, config.sink.kafka.topics.replication), (6, -1));
     assert_eq!((config.limits.memory, config.limits.spill), (ByteSize::mib(24), ByteSize::gib(10)));
+    assert_eq!((config.limits.slot_wal_warn, config.limits.slot_wal_stop), (ByteSize::gib(10), None));
+    assert_eq!(config.limits.slot_wal_action, SlotWalAction::Stop);
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8642");
     assert_eq!(config.data_dir, Path::new("/var/lib/offshoot"));
     assert_eq!(config.changes.unwrap().topic, "{name}.{schema}.{table}");

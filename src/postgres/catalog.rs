@@ -1,15 +1,12 @@
 //! Catalog -> what the database says about itself: the server, its tables, their keys and types. IO.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
-use postgres_types::{Kind, Oid, PgLsn, ToSql, Type};
+use postgres_types::{Kind, Oid, ToSql, Type};
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
     Client, Row,
@@ -18,18 +15,18 @@ use tokio_postgres::{
 
 use super::{
     connect::{Connected, address, connect},
-    fault::{Fault, SlotFault, Step, Who, sort},
+    fault::{Fault, Step, Who, sort},
     url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, TableKind, TypeFact},
 };
-use crate::{causes::told, lsn::Lsn, source::SourceError};
+use crate::{causes::told, source::SourceError};
 
 /// A question that takes longer is given up and asked again later: nothing may hang behind a lock of the monolith's.
 const STATEMENT_TIMEOUT: &str = "30s";
 /// Longer than any healthy lock, shorter than what an application notices behind ours.
 const LOCK_TIMEOUT: &str = "5s";
 /// As the server's own timeout, with room for the way.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// An ordinary session beside the replication session: what is asked of the catalog, and the first to hear of a
 /// shutdown.
@@ -58,8 +55,9 @@ pub(crate) struct ServerFacts {
 }
 
 /// A table that could be published.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CatalogTable {
+    pub(crate) oid: u32,
     pub(crate) schema: String,
     pub(crate) name: String,
     /// Schema and name of the root, for a partition.
@@ -70,6 +68,19 @@ pub(crate) struct CatalogTable {
     pub(crate) unlogged: bool,
     /// Publishing its updates and deletes breaks nothing: the log can name its old rows.
     pub(crate) identified: bool,
+    /// Some of its columns are to be left out.
+    pub(crate) narrow: Option<Narrow>,
+}
+
+/// What is left of a table without the columns that `source.omit_columns` names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Narrow {
+    /// Those that are published, in the table's order.
+    pub(crate) columns: Vec<String>,
+    /// Those that are left out.
+    pub(crate) omitted: Vec<String>,
+    /// Why a publication of updates with such a list would make the application's UPDATE and DELETE fail.
+    pub(crate) breaks: Option<&'static str>,
 }
 
 impl Control {
@@ -162,9 +173,12 @@ impl Control {
     }
 
     pub(crate) async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, SourceError> {
-        let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
-        let asked = timeout(ANSWER_TIMEOUT, self.client.query(sql, parameters)).await.map_err(late)?;
+        let asked = timeout(ANSWER_TIMEOUT, self.client.query(sql, parameters)).await.map_err(|_| self.no_answer())?;
         asked.map_err(|error| sort(error, Step::Ask, &self.who))
+    }
+
+    pub(crate) fn no_answer(&self) -> SourceError {
+        Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing()
     }
 
     async fn is_standby(&self) -> Result<bool, SourceError> {
@@ -219,63 +233,35 @@ impl Control {
     pub(crate) async fn tables(&self) -> Result<Vec<CatalogTable>, SourceError> {
         let rows = self.query(TABLES, &[]).await?;
         let table = |row: &Row| CatalogTable {
+            oid: row.get("oid"),
             schema: row.get("schema"),
             name: row.get("name"),
             root: row.get::<_, Option<String>>("root_schema").zip(row.get("root_name")),
             partitioned: row.get("partitioned"),
             unlogged: row.get("unlogged"),
             identified: row.get("identified"),
+            narrow: None,
         };
         Ok(rows.iter().map(table).collect())
     }
 
-    /// A question to be asked from elsewhere while this session lives.
-    pub(crate) fn lag(&self, publications: &[String], confirmed: Lsn) -> Lag {
-        let seen = Arc::new(AtomicU64::new(confirmed.0));
-        Lag { client: Arc::downgrade(&self.client), who: self.who.clone(), publications: publications.into(), seen }
-    }
-}
-
-/// Asks the server how far the slot is behind, and whether its publications are still there: up to PostgreSQL 17 the
-/// walsender fails without one, from 18 on it goes on and tells nothing.
-#[derive(Clone)]
-pub struct Lag {
-    client: Weak<Client>,
-    who: Who,
-    publications: Vec<String>,
-    /// What was confirmed when the publications were last seen.
-    seen: Arc<AtomicU64>,
-}
-
-/// How far the slot is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lagging {
-    /// The end of the server's log.
-    pub current: Lsn,
-    /// What the slot has confirmed.
-    pub confirmed: Lsn,
-    /// Bytes of log that the server keeps for the slot.
-    pub retained_bytes: u64,
-}
-
-impl Lag {
-    /// Asks; `None` when the session is over or the slot is gone. `SlotLost` when a publication is gone.
-    pub async fn ask(&self) -> Result<Option<Lagging>, SourceError> {
-        let Some(client) = self.client.upgrade() else { return Ok(None) };
-        let asked = timeout(ANSWER_TIMEOUT, client.query_opt(LAG, &[&self.who.slot, &self.publications])).await;
-        let late = |_| Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing();
-        let row = asked.map_err(late)?.map_err(|error| sort(error, Step::Ask, &self.who))?;
-        let Some(row) = row else { return Ok(None) };
-        if let Some(publication) = row.get("gone") {
-            let (slot, confirmed) = (self.who.slot.clone(), Lsn(self.seen.load(Ordering::Relaxed)));
-            let gone = SlotFault::PublicationGone { publication, slot, confirmed };
-            return Err(SourceError::SlotLost(Box::new(gone)));
-        }
-        let lsn = |column| Lsn(u64::from(row.get::<_, Option<PgLsn>>(column).unwrap_or(PgLsn::from(0))));
-        let (current, confirmed, restart) = (lsn("current"), lsn("confirmed"), lsn("restart"));
-        self.seen.store(confirmed.0, Ordering::Relaxed);
-        let retained_bytes = if restart == Lsn::INVALID { 0 } else { current.bytes_since(restart) };
-        Ok(Some(Lagging { current, confirmed, retained_bytes }))
+    /// What is left of these tables without these columns, by the tables' oids. A column that is not there is passed over.
+    pub(crate) async fn narrow(&self, omit: &BTreeMap<u32, Vec<&str>>) -> Result<BTreeMap<u32, Narrow>, SourceError> {
+        let oids: Vec<u32> = omit.keys().copied().collect();
+        let rows = self.query(COLUMNS, &[&oids]).await?;
+        let narrow = |row: &Row| {
+            let oid: u32 = row.get("oid");
+            let is_omitted = |column: &String| omit[&oid].contains(&column.as_str());
+            let names = |column| row.get::<_, Option<Vec<String>>>(column).unwrap_or_default();
+            let (omitted, columns) = names("columns").into_iter().partition(is_omitted);
+            let breaks = match row.get::<_, &str>("identity") {
+                "f" => Some("it has REPLICA IDENTITY FULL, which is all columns"),
+                _ if names("key").iter().any(is_omitted) => Some("it is of the replica identity"),
+                _ => None,
+            };
+            (oid, Narrow { columns, omitted, breaks })
+        };
+        Ok(rows.iter().map(narrow).collect())
     }
 }
 
@@ -393,10 +379,10 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 FROM pg_roles r WHERE r.rolname = current_user";
 
 /// A table is identified when each update and delete can name its old row: by a whole old row, a chosen index, or a
-/// primary key that is not deferrable. A partitioned table is when its own key sees to that for partitions to come,
+/// primary key that is not deferrable. Partitions are looked up in pg_inherits: pg_partition_tree() locks them. A partitioned table is when its own key sees to that for partitions to come,
 /// and every leaf that is there is.
 const TABLES: &str = "
-WITH own AS (
+WITH RECURSIVE own AS (
   SELECT c.oid, c.relkind, c.relispartition, c.relname, n.nspname, c.relpersistence,
     EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS keyed,
     CASE c.relreplident
@@ -409,22 +395,27 @@ WITH own AS (
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
     AND n.nspname <> 'information_schema'
+), below(root, oid) AS (
+  SELECT o.oid, o.oid FROM own o WHERE o.relkind = 'p'
+  UNION ALL
+  SELECT b.root, i.inhrelid FROM below b JOIN pg_inherits i ON i.inhparent = b.oid
+), unnamed AS (
+  SELECT DISTINCT b.root FROM below b JOIN own leaf ON leaf.oid = b.oid WHERE leaf.relkind = 'r' AND NOT leaf.identified
 )
-SELECT o.nspname AS schema, o.relname AS name, root.nspname AS root_schema, root.relname AS root_name,
+SELECT o.oid, o.nspname AS schema, o.relname AS name, root.nspname AS root_schema, root.relname AS root_name,
   o.relkind = 'p' AS partitioned, o.relpersistence = 'u' AS unlogged,
-  CASE o.relkind WHEN 'p' THEN o.keyed AND NOT EXISTS (
-      SELECT FROM pg_partition_tree(o.oid) t JOIN own leaf ON leaf.oid = t.relid
-      WHERE t.isleaf AND leaf.relkind = 'r' AND NOT leaf.identified)
-    ELSE o.identified END AS identified
+  CASE o.relkind WHEN 'p' THEN o.keyed AND o.oid NOT IN (SELECT root FROM unnamed) ELSE o.identified END AS identified
 FROM own o LEFT JOIN own root ON root.oid = o.root
 ORDER BY o.nspname, o.relname";
 
-const LAG: &str = "
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS current,
-  confirmed_flush_lsn AS confirmed, restart_lsn AS restart,
-  (SELECT string_agg(p, ', ') FROM unnest($2::text[]) p WHERE NOT EXISTS (SELECT FROM pg_publication WHERE pubname = p))
-    AS gone
-FROM pg_replication_slots WHERE slot_name = $1";
+/// What a column list must have: all columns that are not generated, and those of the replica identity.
+const COLUMNS: &str = "
+SELECT c.oid, array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attgenerated = '') AS columns,
+  c.relreplident::text AS identity,
+  (SELECT array_agg(k.attname) FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY (i.indkey)
+     WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) AS key
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.oid = ANY ($1) GROUP BY c.oid";
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::{error::Error, io};
 
+use bytesize::ByteSize;
 use postgres_protocol::message::backend::{ErrorField, ErrorFields};
 use tokio_postgres::{error::DbError, fallible_iterator::FallibleIterator};
 
@@ -90,6 +91,8 @@ pub(crate) enum Fault {
     WriteTimeout { address: String, seconds: u64 },
     #[error("go on with {address}: the control connection is lost ({why})")]
     ControlLost { address: String, why: String },
+    #[error("change the publications: {what}{holders}; nothing was changed, and it is tried again")]
+    Busy { what: Said, holders: String },
     #[error("{doing}: {what}")]
     Lost { doing: String, what: String },
     #[error("understand {address}: {what}")]
@@ -261,6 +264,30 @@ pub(crate) enum SlotFault {
          without a publication is told to nobody; drop the slot with `offshoot drop` and start again"
     )]
     PublicationGone { publication: String, slot: String, confirmed: Lsn },
+    #[error(
+        "go on with slot {slot}: {what}; what was committed after {since}, when all was there, may be told to nobody; {mend}"
+    )]
+    Unpublished { slot: String, what: String, since: String, mend: String },
+    #[error(
+        "go on with slot {slot}: the server keeps {retained} of log for it, and limits.slot_wal_stop is {limit}; what was \
+         committed after {confirmed} is not published yet, and not lost: {mend}"
+    )]
+    TooMuch { slot: String, retained: ByteSize, limit: ByteSize, confirmed: Lsn, mend: &'static str },
+    #[error(
+        "go on with slot {slot}: the server kept {retained} of log for it, limits.slot_wal_stop is {limit}, and \
+         limits.slot_wal_action is drop_slot: the slot is dropped, so that the server can remove that log. Lost is what was \
+         committed from {confirmed} to {current}, {lost} of log; {since}; clear the rest with `offshoot drop`, start again, \
+         and load again what was missed"
+    )]
+    GivenUp {
+        slot: String,
+        retained: ByteSize,
+        limit: ByteSize,
+        confirmed: Lsn,
+        current: Lsn,
+        lost: ByteSize,
+        since: String,
+    },
 }
 
 enum Kind {

@@ -72,6 +72,9 @@ async fn inspect_into(inspection: &mut Inspection, config: &Config) -> Result<()
         Err(error) => findings.push(Finding::error(&error)),
     }
     let slot = control.slot(&config.slot()).await?;
+    if slot.is_none() {
+        findings.extend(control.forgotten_slots(&config.slot()).await?);
+    }
     look_at_slot(&config.slot(), slot.as_ref(), &server, config.source.create, findings);
     let ours = slot.filter(|slot| slot.check(&config.slot(), &server.database).is_ok());
     match control.plan(config, server.version_num, ours.as_ref()).await {

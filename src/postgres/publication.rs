@@ -1,6 +1,7 @@
 //! Tables asked for and publications that are there -> the SQL that brings them together. Pure.
 //!
-//! Whole rows, no column lists: a list makes the application's own DDL fail. Tables whose old rows the log cannot name
+//! Whole rows, no column lists unless `source.omit_columns` asks for them: a list makes the application's own DDL fail.
+//! Tables whose old rows the log cannot name
 //! go to a second publication that publishes inserts only, since `publish` is a publication's: in the first one their
 //! UPDATE and DELETE would be refused. Both are made before the slot, even if the second stays empty: the walsender
 //! looks publications up as they were when a change was written, and up to PostgreSQL 17 fails where one was not there
@@ -8,7 +9,10 @@
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use super::{catalog::CatalogTable, fault::SlotFault};
+use super::{
+    catalog::{CatalogTable, Narrow},
+    fault::SlotFault,
+};
 use crate::{finding::Finding, lsn::Lsn};
 
 /// The comment that tells a publication of ours: it is kept in step with the config, and dropped with the slot.
@@ -20,9 +24,18 @@ pub(crate) fn comment_with_slot(slot: &str) -> String {
     format!("{COMMENT}; slot {slot} was made")
 }
 
+/// The same with the oids of the tables that are published: one that is taken out while nobody looks is known by it.
+pub(crate) fn comment_with_tables(slot: &str, tables: &[u32]) -> String {
+    let oids = tables.iter().map(|oid| format!(" {oid}")).collect::<String>();
+    format!("{}{TABLES_ARE}{oids}", comment_with_slot(slot))
+}
+
+const TABLES_ARE: &str = "; it is of the tables";
+
 /// A publication as the catalog has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Publication {
+    pub(crate) oid: u32,
     pub(crate) name: String,
     pub(crate) ours: bool,
     /// The whole comment.
@@ -38,9 +51,14 @@ pub(crate) struct Publication {
 /// A table of a publication that lists its tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PublishedTable {
+    /// Another one whenever the table is added again, also with another list or filter: nothing changes these in place.
+    pub(crate) oid: u32,
+    /// The table's.
+    pub(crate) table: u32,
     pub(crate) schema: String,
     pub(crate) name: String,
-    pub(crate) column_list: bool,
+    /// The column list, in the table's order; `None` is all columns.
+    pub(crate) columns: Option<Vec<String>>,
     pub(crate) row_filter: bool,
 }
 
@@ -64,6 +82,10 @@ pub(crate) struct Plan {
     pub(crate) lists_tables: bool,
     /// Tables that join publications which are already streamed.
     pub(crate) joining: Vec<String>,
+    /// Every transaction that could have written into them before they joined is older than this one.
+    pub(crate) horizon: Option<u64>,
+    /// Oids of the tables that are published when this is done.
+    pub(crate) published: Vec<u32>,
     /// The tables whose rows leave, schema and name.
     pub(crate) tables: Vec<(String, String)>,
     /// What `check` says of the publications.
@@ -91,6 +113,16 @@ pub(crate) enum PublicationFault {
          DELETE would fail; ALTER PUBLICATION {publication} SET (publish = 'insert')"
     )]
     MoreThanInserts { publication: String, tables: String },
+    #[error(
+        "leave out {omitted} of {table}: {why}, and the application's UPDATE and DELETE on it would fail; take {table} \
+         out of source.omit_columns, or out of changes.tables"
+    )]
+    NarrowBreaks { table: String, omitted: String, why: &'static str },
+    #[error(
+        "leave out columns of {tables}: publication {publication} is for whole schemas or all tables, which have no \
+         column lists; name another one in source.publication"
+    )]
+    NarrowFixed { publication: String, tables: String },
 }
 
 /// The name of the companion that publishes inserts only.
@@ -110,27 +142,43 @@ pub(crate) fn plan(
     confirmed: Option<Lsn>,
     kept: bool,
 ) -> Result<Plan, PublicationFault> {
-    let mut plan = Plan { names: vec![name.to_owned()], lists_tables: true, ..Plan::default() };
+    let published = wanted.iter().map(|table| table.oid).collect();
+    let mut plan = Plan { names: vec![name.to_owned()], lists_tables: true, published, ..Plan::default() };
     let inserts_name = inserts_name(name);
     let Some(rows) = &there.rows else {
         if let Some(confirmed) = confirmed {
             return Err(SlotFault::PublicationGone { publication: name.into(), slot: slot.into(), confirmed }.into());
         }
         let (identified, keyless): (Vec<_>, Vec<_>) = wanted.iter().copied().partition(|table| table.identified);
+        narrow_fits(&identified)?;
         plan.create(name, &identified, "insert, update, delete, truncate", kept);
         plan.inserts(&inserts_name, there.inserts.as_ref(), &keyless, None, kept)?;
+        plan.warn_of_lists(wanted);
         return Ok(plan);
     };
-    if confirmed.is_none() && rows.comment == comment_with_slot(slot) {
+    let remembers = rows.comment.starts_with(&comment_with_slot(slot));
+    if confirmed.is_none() && remembers {
         return Err(SlotFault::Gone { slot: slot.into(), publication: name.into() }.into());
     }
+    let comment = comment_with_tables(slot, &plan.published);
     let slot = confirmed.map(|_| slot);
     plan.look_at(rows, wanted);
     let ours = kept && rows.ours;
     let fixed = rows.all_tables || !rows.schemas.is_empty();
     plan.lists_tables = !fixed;
     let (covered, missing): (Vec<_>, Vec<_>) = wanted.iter().copied().partition(|table| rows.covers(table));
-    let (add, mut keyless): (Vec<_>, Vec<_>) = missing.into_iter().partition(|table| table.identified);
+    let (mut add, mut keyless): (Vec<_>, Vec<_>) = missing.into_iter().partition(|table| table.updates_fit());
+    // One whose list came to break it goes with the keyless ones; one that has no list yet must not get such a list.
+    let listed = |table: &CatalogTable| {
+        let has_list = |publication: &Publication| publication.listing(table).is_some_and(|l| l.columns.is_some());
+        has_list(rows) || there.inserts.as_ref().is_some_and(has_list)
+    };
+    let unlisted: Vec<_> = wanted.iter().copied().filter(|table| table.identified && !listed(table)).collect();
+    narrow_fits(&unlisted)?;
+    let narrow: Vec<_> = wanted.iter().copied().filter(|table| table.narrow.is_some()).collect();
+    if fixed && !narrow.is_empty() {
+        return Err(PublicationFault::NarrowFixed { publication: name.into(), tables: names(&narrow) });
+    }
     if fixed && !add.is_empty() {
         let (publication, tables) = (name.to_owned(), names(&add));
         let sql = format!("ALTER PUBLICATION {} ADD TABLE {}", escape_identifier(name), sql_list(&add));
@@ -138,20 +186,60 @@ pub(crate) fn plan(
     }
     if ours && !fixed {
         // One that lost its identity would make the application's UPDATE fail; one that nobody asks for costs.
-        let lost: Vec<_> = covered.iter().copied().filter(|table| !table.identified).collect();
+        let lost: Vec<_> = covered.iter().copied().filter(|table| !table.updates_fit()).collect();
         let unwanted = rows.tables.iter().filter(|table| !wanted.iter().any(|wanted| table.is(wanted)));
         let leaving = lost.iter().map(|table| sql_name(&table.schema, &table.name));
         let leaving: Vec<_> = leaving.chain(unwanted.map(|table| sql_name(&table.schema, &table.name))).collect();
         plan.alter(name, "DROP", &leaving);
         keyless.extend(lost);
     }
-    let joining: Vec<_> = add.iter().map(|table| sql_name(&table.schema, &table.name)).collect();
-    plan.alter(name, "ADD", &joining);
-    plan.joining.extend(add.iter().map(|table| table.full_name()));
+    // A list changes by leaving and joining in one transaction: nobody sees the table outside.
+    let relisted = covered.iter().copied().filter(|table| table.updates_fit() && rows.lists_otherwise(table, ours));
+    let relisted: Vec<_> = if fixed { Vec::new() } else { relisted.collect() };
+    plan.alter(name, "DROP", &relisted.iter().map(|table| sql_name(&table.schema, &table.name)).collect::<Vec<_>>());
+    add.extend(relisted);
+    plan.alter(name, "ADD", &add.iter().map(|table| sql_entry(table)).collect::<Vec<_>>());
+    let was_told =
+        |table: &&CatalogTable| rows.covers(table) || there.inserts.as_ref().is_some_and(|i| i.covers(table));
+    plan.joining.extend(add.iter().filter(|table| !was_told(table)).map(|table| table.full_name()));
     if there.inserts.is_some() || !keyless.is_empty() || (slot.is_none() && !rows.all_tables) {
         plan.inserts(&inserts_name, there.inserts.as_ref(), &keyless, slot, kept)?;
     }
+    if !plan.statements.is_empty() && ours && remembers {
+        plan.statements.push(format!(
+            "COMMENT ON PUBLICATION {} IS {}",
+            escape_identifier(name),
+            escape_literal(&comment).trim()
+        ));
+    }
+    plan.joining.retain(|name| !covered.iter().any(|table| table.full_name() == *name));
+    plan.warn_of_lists(wanted);
     Ok(plan)
+}
+
+/// Refuses lists that would break the application.
+fn narrow_fits(tables: &[&CatalogTable]) -> Result<(), PublicationFault> {
+    for table in tables {
+        if let Some(Narrow { omitted, breaks: Some(why), .. }) = &table.narrow {
+            let (table, omitted) = (table.full_name(), omitted.join(", "));
+            return Err(PublicationFault::NarrowBreaks { table, omitted, why });
+        }
+    }
+    Ok(())
+}
+
+/// The migrations that Postgres refuses, or that break, while a list is there.
+fn narrow_finding(table: &str, narrow: &Narrow) -> Finding {
+    let (omitted, columns) = (narrow.omitted.join(", "), narrow.columns.join(", "));
+    let what = format!(
+        "{table} is published without {omitted}; Postgres refuses ALTER COLUMN ... TYPE and DROP COLUMN on the others \
+         ({columns}), DROP COLUMN ... CASCADE takes the table out of the publication and ends the run, and with REPLICA \
+         IDENTITY FULL, or a key over {omitted}, UPDATE and DELETE fail until only inserts are told"
+    );
+    Finding::warning(
+        what,
+        format!("for such a migration take {table} out of source.omit_columns, and put it back after"),
+    )
 }
 
 impl Plan {
@@ -182,10 +270,17 @@ impl Plan {
     ) -> Result<(), PublicationFault> {
         self.names.push(name.to_owned());
         for table in keyless {
-            let what =
-                format!("{} has neither a primary key nor full identity: only its inserts are told", table.full_name());
-            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL, or a primary key, tells all", table.full_name());
-            self.findings.push(Finding::warning(what, sql));
+            let name = table.full_name();
+            self.findings.push(match &table.narrow {
+                Some(Narrow { omitted, breaks: Some(why), .. }) if table.identified => Finding::warning(
+                    format!("{name} is published without {}, and {why}: only its inserts are told", omitted.join(", ")),
+                    format!("take {name} out of source.omit_columns, or go back to another identity"),
+                ),
+                _ => Finding::warning(
+                    format!("{name} has neither a primary key nor full identity: only its inserts are told"),
+                    format!("ALTER TABLE {name} REPLICA IDENTITY FULL, or a primary key, tells all"),
+                ),
+            });
         }
         let Some(there) = there else {
             if let Some(slot) = slot {
@@ -205,10 +300,22 @@ impl Plan {
             let leaving: Vec<_> = leaving.map(|table| sql_name(&table.schema, &table.name)).collect();
             self.alter(name, "DROP", &leaving);
         }
-        let joining: Vec<_> = add.iter().map(|table| sql_name(&table.schema, &table.name)).collect();
+        let ours = kept && there.ours;
+        let relisted: Vec<_> = keyless.iter().copied().filter(|table| there.lists_otherwise(table, ours)).collect();
+        let leaving: Vec<_> = relisted.iter().map(|table| sql_name(&table.schema, &table.name)).collect();
+        self.alter(name, "DROP", &leaving);
+        let joining: Vec<_> = relisted.iter().chain(&add).map(|table| sql_entry(table)).collect();
         self.alter(name, "ADD", &joining);
         self.joining.extend(add.iter().map(|table| table.full_name()));
         Ok(())
+    }
+
+    /// What column lists cost.
+    fn warn_of_lists(&mut self, wanted: &[&CatalogTable]) {
+        for table in wanted.iter().filter(|table| table.updates_fit()) {
+            let finding = table.narrow.as_ref().map(|narrow| narrow_finding(&table.full_name(), narrow));
+            self.findings.extend(finding);
+        }
     }
 
     /// What is there and may surprise.
@@ -227,7 +334,8 @@ impl Plan {
         }
         for table in rows.tables.iter().filter(|table| wanted.iter().any(|wanted| table.is(wanted))) {
             let table_name = format!("{}.{}", table.schema, table.name);
-            if table.column_list {
+            let asked = wanted.iter().any(|wanted| table.is(wanted) && wanted.narrow.is_some());
+            if table.columns.is_some() && !asked {
                 let what = format!(
                     "publication {name} has a column list for {table_name}: other columns are not told, and the \
                      application's DROP COLUMN and ALTER TYPE on listed ones fail"
@@ -256,13 +364,34 @@ impl Plan {
 }
 
 impl Publication {
-    fn covers(&self, table: &CatalogTable) -> bool {
+    /// How it lists a table.
+    fn listing(&self, table: &CatalogTable) -> Option<&PublishedTable> {
+        self.tables.iter().find(|listed| listed.is(table))
+    }
+
+    /// Whether it lists a table with other columns, or other rows, than are asked for. What others made is only held to
+    /// a list that the config asks for.
+    fn lists_otherwise(&self, table: &CatalogTable, ours: bool) -> bool {
+        let Some(listed) = self.listing(table) else { return false };
+        match &table.narrow {
+            Some(narrow) => listed.columns.as_ref() != Some(&narrow.columns) || (ours && listed.row_filter),
+            None => ours && (listed.columns.is_some() || listed.row_filter),
+        }
+    }
+
+    pub(crate) fn covers(&self, table: &CatalogTable) -> bool {
         let listed = |schema: &str, name: &str| {
             let named = self.tables.iter().any(|listed| listed.schema == schema && listed.name == name);
             named || self.schemas.iter().any(|listed| listed == schema)
         };
         let by_root = table.root.as_ref().is_some_and(|(schema, name)| listed(schema, name));
         self.all_tables || by_root || listed(&table.schema, &table.name)
+    }
+
+    /// Oids of the tables that were published when its comment was written.
+    pub(crate) fn remembered(&self) -> Vec<u32> {
+        let oids = self.comment.split_once(TABLES_ARE).map_or("", |(_, oids)| oids);
+        oids.split_whitespace().filter_map(|oid| oid.parse().ok()).collect()
     }
 
     fn breaks_keyless(&self) -> bool {
@@ -276,12 +405,31 @@ impl PublishedTable {
     }
 }
 
+impl CatalogTable {
+    /// Publishing its updates and deletes, with the column list that is asked for, breaks nothing.
+    fn updates_fit(&self) -> bool {
+        self.identified && self.narrow.as_ref().is_none_or(|narrow| narrow.breaks.is_none())
+    }
+}
+
 fn names(tables: &[&CatalogTable]) -> String {
     tables.iter().map(|table| table.full_name()).collect::<Vec<_>>().join(", ")
 }
 
 fn sql_list(tables: &[&CatalogTable]) -> String {
-    tables.iter().map(|table| sql_name(&table.schema, &table.name)).collect::<Vec<_>>().join(", ")
+    tables.iter().map(|table| sql_entry(table)).collect::<Vec<_>>().join(", ")
+}
+
+/// As it is added: with a column list where one is asked for.
+fn sql_entry(table: &CatalogTable) -> String {
+    let name = sql_name(&table.schema, &table.name);
+    match &table.narrow {
+        None => name,
+        Some(narrow) => {
+            let columns: Vec<_> = narrow.columns.iter().map(|column| escape_identifier(column)).collect();
+            format!("{name} ({})", columns.join(", "))
+        }
+    }
 }
 
 /// ONLY: a table that inherits is asked for by its own name.
@@ -303,7 +451,13 @@ mod tests {
             partitioned: false,
             unlogged: false,
             identified,
+            ..Default::default()
         }
+    }
+
+    fn narrow(table: CatalogTable, columns: &[&str], breaks: Option<&'static str>) -> CatalogTable {
+        let columns = columns.iter().map(|column| column.to_string()).collect();
+        CatalogTable { narrow: Some(Narrow { columns, omitted: vec!["photo".into()], breaks }), ..table }
     }
 
     fn listing(name: &str, ours: bool, publishes: &[&'static str], tables: &[&str]) -> Publication {
@@ -399,9 +553,66 @@ mod tests {
     }
 
     #[test]
+    fn a_list_changes_in_one_transaction() {
+        let wanted = [narrow(table("a", true), &["id", "n"], None)];
+        let plan = planned(&pair(true, &["a"], &[]), &wanted, true).unwrap();
+        assert_eq!(
+            plan.statements,
+            [
+                r#"ALTER PUBLICATION "p" DROP TABLE ONLY "public"."a""#,
+                r#"ALTER PUBLICATION "p" ADD TABLE ONLY "public"."a" ("id", "n")"#,
+            ]
+        );
+        assert!(plan.joining.is_empty() && plan.findings[0].what.contains("DROP COLUMN ... CASCADE"), "{plan:?}");
+        let mut there = pair(true, &["a"], &[]);
+        there.rows.as_mut().unwrap().tables[0].columns = Some(vec!["id".into(), "n".into()]);
+        assert!(planned(&there, &wanted, true).unwrap().statements.is_empty());
+        // Back to whole rows, also where somebody added a filter.
+        there.rows.as_mut().unwrap().tables[0].row_filter = true;
+        assert_eq!(planned(&there, &[table("a", true)], true).unwrap().statements.len(), 2);
+    }
+
+    #[test]
+    fn a_list_that_breaks_updates_is_refused_and_one_that_came_to_break_them_tells_inserts() {
+        let wanted = [narrow(table("a", true), &["id"], Some("it has full identity"))];
+        for there in [Publications::default(), pair(true, &[], &[]), pair(true, &["a"], &[])] {
+            let error = planned(&there, &wanted, there.rows.is_some()).unwrap_err().to_string();
+            assert!(error.starts_with("leave out photo of public.a: it has full identity"), "{error}");
+        }
+        let mut there = pair(true, &["a"], &[]);
+        there.rows.as_mut().unwrap().tables[0].columns = Some(vec!["id".into()]);
+        let plan = planned(&there, &wanted, true).unwrap();
+        assert_eq!(
+            plan.statements,
+            [
+                r#"ALTER PUBLICATION "p" DROP TABLE ONLY "public"."a""#,
+                r#"ALTER PUBLICATION "p_inserts" ADD TABLE ONLY "public"."a" ("id")"#,
+            ]
+        );
+        assert!(plan.joining.is_empty() && plan.findings[0].what.contains("only its inserts"), "{plan:?}");
+    }
+
+    #[test]
     fn a_publication_that_is_gone_is_a_gap() {
         let error = planned(&Publications::default(), &[table("a", true)], true).unwrap_err();
         assert!(matches!(error, PublicationFault::Gone(_)));
+    }
+
+    #[test]
+    fn the_comment_remembers_the_tables() {
+        let mut there = pair(true, &["a"], &[]);
+        there.rows.as_mut().unwrap().comment = comment_with_tables("s", &[]);
+        let of = |oid, name| CatalogTable { oid, ..table(name, true) };
+        let plan = planned(&there, &[of(7, "a"), of(9, "b")], true).unwrap();
+        assert_eq!(
+            plan.statements.last().unwrap(),
+            "COMMENT ON PUBLICATION \"p\" IS 'made by offshoot, and kept in step with its config; slot s was made; it is of the \
+             tables 7 9'"
+        );
+        there.rows.as_mut().unwrap().comment = comment_with_tables("s", &[7, 9]);
+        assert_eq!(there.rows.as_ref().unwrap().remembered(), [7, 9]);
+        let error = planned(&there, &[of(7, "a")], false).unwrap_err();
+        assert!(matches!(error, PublicationFault::Gone(SlotFault::Gone { .. })));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `changes.tables` and the catalog -> the tables that are asked for. Pure.
 
+use std::collections::BTreeMap;
+
 use globset::{Glob, GlobMatcher};
 
 use super::catalog::CatalogTable;
@@ -32,6 +34,14 @@ pub enum PatternError {
         pattern: String,
         /// The table with the most similar name.
         nearest: Option<String>,
+    },
+    /// A column that cannot be left out.
+    #[error("leave out `{column}` of source.omit_columns: {why}")]
+    Omit {
+        /// As written.
+        column: String,
+        /// What is the matter, and how to mend it.
+        why: String,
     },
     /// A table by its name that the log knows nothing of.
     #[error("publish {table}: it is unlogged; ALTER TABLE {table} SET LOGGED, or take it out of changes.tables")]
@@ -86,8 +96,8 @@ impl Patterns {
         self.want(schema, table, &[]) || (publication_lists && !excepted)
     }
 
-    /// The tables to publish: those asked for, without partitions that come with their root.
-    pub(crate) fn choose<'a>(&self, tables: &'a [CatalogTable]) -> Result<Vec<&'a CatalogTable>, PatternError> {
+    /// Whether each pattern finds something that can be published.
+    pub(crate) fn check(&self, tables: &[CatalogTable]) -> Result<(), PatternError> {
         for pattern in &self.tables {
             if !tables.iter().any(|table| pattern.fits(&table.full_name())) {
                 let similarity = |table: &CatalogTable| strsim::jaro_winkler(&pattern.text, &table.full_name());
@@ -99,12 +109,17 @@ impl Patterns {
                 return Err(PatternError::Unlogged { table: table.full_name() });
             }
         }
+        Ok(())
+    }
+
+    /// The tables to publish: those asked for, without partitions that come with their root.
+    pub(crate) fn choose<'a>(&self, tables: &'a [CatalogTable]) -> Vec<&'a CatalogTable> {
         let wanted = |table: &&CatalogTable| {
             let root = table.root.as_slice();
             let covered = root.iter().any(|(schema, name)| self.want(schema, name, &[]));
             !table.unlogged && !covered && self.want(&table.schema, &table.name, root)
         };
-        Ok(tables.iter().filter(wanted).collect())
+        tables.iter().filter(wanted).collect()
     }
 
     /// The tables whose rows leave: partitions, and not their root, which has none.
@@ -114,6 +129,38 @@ impl Patterns {
         };
         tables.iter().filter(wanted).collect()
     }
+}
+
+/// The columns to leave out of each table, by its oid; those of tables that are not there are passed over.
+pub(crate) fn omitted<'a>(columns: &'a [String], tables: &[CatalogTable]) -> BTreeMap<u32, Vec<&'a str>> {
+    let mut omit: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+    for column in columns {
+        let Some((name, column)) = column.rsplit_once('.') else { continue };
+        if let Some(table) = tables.iter().find(|table| table.full_name() == name) {
+            omit.entry(table.oid).or_default().push(column);
+        }
+    }
+    omit
+}
+
+/// Whether each column of `source.omit_columns` can be left out, of tables as `omitted` and `Control::narrow` made them.
+pub(crate) fn check_omitted(columns: &[String], tables: &[CatalogTable]) -> Result<(), PatternError> {
+    for text in columns {
+        let refuse = |why: &str| Err(PatternError::Omit { column: text.clone(), why: why.into() });
+        let (name, column) = text.rsplit_once('.').unwrap_or_default();
+        let Some(table) = tables.iter().find(|table| table.full_name() == name) else {
+            return refuse("there is no such table");
+        };
+        if table.partitioned || table.root.is_some() {
+            return refuse("its table is partitioned, and a column list does not reach partitions");
+        }
+        match &table.narrow {
+            Some(narrow) if narrow.columns.is_empty() => return refuse("no column would be left"),
+            Some(narrow) if narrow.omitted.iter().any(|omitted| omitted == column) => {}
+            _ => return refuse("its table has no such column, or it is a generated one, which never leaves"),
+        }
+    }
+    Ok(())
 }
 
 impl CatalogTable {
@@ -133,7 +180,7 @@ mod tests {
             (schema.to_owned(), name.to_owned())
         };
         let (schema, name) = pair(name);
-        CatalogTable { schema, name, root: root.map(pair), partitioned: false, unlogged: false, identified: true }
+        CatalogTable { schema, name, root: root.map(pair), identified: true, ..Default::default() }
     }
 
     fn chosen(tables: &[&str], except: &[&str], catalog: &[CatalogTable]) -> Result<Vec<String>, PatternError> {
@@ -146,7 +193,8 @@ mod tests {
             decimal: Default::default(),
         };
         let patterns = Patterns::compile(&changes)?;
-        Ok(patterns.choose(catalog)?.into_iter().map(CatalogTable::full_name).collect())
+        patterns.check(catalog)?;
+        Ok(patterns.choose(catalog).into_iter().map(CatalogTable::full_name).collect())
     }
 
     #[test]

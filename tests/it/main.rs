@@ -22,3 +22,6 @@ mod workload;
 mod soak;
 mod outages;
 mod observation;
+mod source_safety;
+mod config_changes;
+mod endurance;

@@ -169,20 +169,18 @@ fn a_record_is_keyed_by_the_key_that_its_row_had() {
 #[test]
 fn a_table_joins_the_publication_without_a_restart() {
     let mut walk = Walk::start("CREATE TABLE early (id int PRIMARY KEY)", "[public.*]");
-    walk.execute("CREATE TABLE late (id int PRIMARY KEY); INSERT INTO late VALUES (1)");
-    walk.execute("CREATE SCHEMA hidden; CREATE TABLE hidden.late (id int PRIMARY KEY)");
     walk.execute("INSERT INTO early VALUES (1)");
     walk.expect(&[r#"c early {"id":1} {"id":1}"#]);
-    walk.execute("ALTER PUBLICATION offshoot_s ADD TABLE late, hidden.late");
+    // At once, before it is added by our own look; config_changes.rs has that.
+    walk.execute(
+        "BEGIN; CREATE TABLE late (id int PRIMARY KEY); CREATE SCHEMA hidden; CREATE TABLE hidden.late (id int PRIMARY KEY); \
+         ALTER PUBLICATION offshoot_s ADD TABLE late, hidden.late; COMMIT",
+    );
     walk.execute("INSERT INTO late VALUES (2)");
     // It is published, and nobody asked for it.
     walk.execute("INSERT INTO hidden.late VALUES (3)");
     walk.execute("INSERT INTO early VALUES (4)");
     walk.expect(&[r#"c late {"id":2} {"id":2}"#, r#"c early {"id":4} {"id":4}"#]);
-    walk.execute("ALTER PUBLICATION offshoot_s DROP TABLE late");
-    walk.execute("INSERT INTO late VALUES (5)");
-    walk.execute("INSERT INTO early VALUES (6)");
-    walk.expect(&[r#"c early {"id":6} {"id":6}"#]);
 }
 
 #[test]

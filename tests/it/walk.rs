@@ -106,10 +106,41 @@ fn postgres_18_to_kafka() {
     walk(Version::V18);
 }
 
+/// The role of docs/operations.md that may replicate and nothing else: the publications are their owner's.
+#[test]
+fn postgres_14_to_kafka_with_the_least_rights() {
+    walk_as(Version::V14, least);
+}
+
+#[test]
+fn postgres_18_to_kafka_with_the_least_rights() {
+    walk_as(Version::V18, least);
+}
+
+/// Runs the SQL of docs/operations.md and gives the URL of the role.
+fn least(db: &Db) -> String {
+    let (role, publication) = (format!("cdc_{}", db.name), format!("offshoot_walk_{}", db.name));
+    db.execute(&format!(
+        r#"
+        CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'secret';
+        GRANT CONNECT ON DATABASE {database} TO {role};
+        CREATE PUBLICATION {publication} FOR TABLE seat, performance, stock, "box office"."Till";
+        CREATE PUBLICATION {publication}_inserts FOR TABLE note WITH (publish = 'insert');
+        "#,
+        database = db.name
+    ));
+    db.url_as(&role, "secret")
+}
+
 fn walk(version: Version) {
+    walk_as(version, |db| db.url.clone());
+}
+
+fn walk_as(version: Version, url: fn(&Db) -> String) {
     let db = postgres::shared(version).create_database();
     let kafka = kafka::shared();
     db.execute(TABLES);
+    let url = url(&db);
     let name = format!("walk_{}", db.name);
     let topic = |table: &str| format!("{name}.{table}");
     let topics = ["public.seat", "public.performance", "public.note", "public.stock", "box_office.Till"].map(topic);
@@ -129,7 +160,7 @@ sink:
     topics: {{ partitions: 3, replication: 1, properties: {{ retention.ms: 86400000, max.message.bytes: 2000000 }} }}
 changes: {{ tables: [public.*, box office.*], except: [public.audit_*], decimal: string }}
 "#,
-            db.url,
+            url,
             kafka.address()
         ),
     );

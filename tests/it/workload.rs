@@ -69,6 +69,7 @@ impl Workload {
 
     /// Starts the sessions; `pause` is how long each of them rests between two transactions.
     pub(crate) fn start(&mut self, seed: u64, pause: Duration) {
+        self.shared.stop.store(false, Relaxed);
         for writer in 0..WRITERS {
             let (url, shared) = (self.url.clone(), self.shared.clone());
             let rng = fastrand::Rng::with_seed(seed.wrapping_add(writer));
