@@ -7,6 +7,7 @@ pub mod lsn;
 pub mod causes;
 pub mod change;
 pub mod transaction;
+pub mod progress;
 pub mod source;
 pub mod sink;
 pub mod postgres;

@@ -24,7 +24,7 @@ pub use session::Session;
 pub use slot::{Dropped, Warned};
 pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
 use catalog::Control;
 use fault::{Fault, Sorted};
@@ -52,6 +52,10 @@ pub struct Prepared {
     pub system_identifier: String,
     /// Counts the fail-overs of the cluster.
     pub timeline: u32,
+    /// Timelines before it, each with the position at which the log left it.
+    pub history: Vec<(u32, Lsn)>,
+    /// The end of the server's log.
+    pub end_of_log: Lsn,
     /// As the server prints it, such as `17.5`.
     pub server_version: String,
     /// The database's name.
@@ -75,18 +79,24 @@ pub fn check(config: &Config) -> Result<(), Misfit> {
 /// Whether rows of these tables, schema and name, can leave; else why not.
 pub type Accept<'a> = dyn Fn(&[(String, String)]) -> Result<(), String> + 'a;
 
+/// Asked when the slot is free, or absent, and before anything is made: whether to begin. It is told what the slot has
+/// confirmed, if it is there, and the system identifier, if we may know it.
+pub type Permit<'a, E> = dyn Fn(Option<Lsn>, Option<String>) -> Pin<Box<dyn Future<Output = Result<(), E>> + 'a>> + 'a;
+
 /// What whoever starts a stream has to say on the way.
-pub struct Start<'a> {
+pub struct Start<'a, E> {
     /// Keeps a process from warning of one thing at every start of the stream.
     pub warned: &'a Warned,
     /// Called when a wait for the slot begins.
     pub waiting: &'a dyn Fn(),
     /// Asked before anything is made in the database.
     pub accept: &'a Accept<'a>,
+    /// Asked after that.
+    pub permit: &'a Permit<'a, E>,
 }
 
 /// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream.
-pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Prepared), SourceError> {
+pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>) -> Result<(Session, Prepared), E> {
     let ends = Ends::of(config)?;
     let control = ends.control().await?;
     let slot = config.slot();
@@ -98,7 +108,7 @@ pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Pre
         let mut greeting = ends.greeting(&control).await?;
         let start = async {
             let system = greeting.identify().await?;
-            Ok((greeting.start(&slot, &publications, control.clone()).await?, system))
+            Ok::<_, SourceError>((greeting.start(&slot, &publications, control.clone()).await?, system))
         };
         let late = || Fault::StartTimeout { slot: slot.clone(), seconds: START_TIMEOUT.as_secs() }.passing();
         let (session, system) = match timeout(START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late())) {
@@ -109,13 +119,15 @@ pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Pre
             {
                 continue;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         info!(%slot, %confirmed, publications = %publications.join(", "), "streaming");
         let prepared = Prepared {
             confirmed,
             system_identifier: system.identifier,
             timeline: system.timeline,
+            history: system.history,
+            end_of_log: system.end_of_log,
             server_version: server.version,
             database: server.database,
             slot,

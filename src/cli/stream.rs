@@ -1,6 +1,9 @@
 //! Config -> attempts: both ends connected and the loop run, again and again until it ends for good.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    cell::Cell,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -8,13 +11,15 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     change::Micros,
-    config::Config,
+    config::{Config, Delivery},
     exit::Exit,
     format::debezium::Encoder,
-    kafka::producer::KafkaSink,
+    kafka::{self, producer::KafkaSink},
     ledger::Ledger,
-    pipeline::{Error, Pipeline},
+    lsn::Lsn,
+    pipeline::{Commits, Error, Pipeline},
     postgres::{self, Lag, Start, Warned, assemble::Assembler, stream::PostgresSource, tables::Patterns},
+    progress::{self, Found, Gap, Origin, Progress},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
@@ -35,13 +40,33 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
         error!("failed to {why}");
         return Exit::Config;
     }
-    info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = "at_least_once", "starting");
+    let delivery = config.sink.kafka.delivery;
+    info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = delivery.as_str(), "starting");
     let warned = Warned::default();
-    let attempt = || attempt(config, metrics, &warned, &shutdown);
+    let untold = Cell::new(None);
+    let attempt = async || {
+        let first = attempt(config, metrics, &warned, &shutdown, &untold).await;
+        match (&first.result, untold.get()) {
+            // What was sent with it was given up with it: once more, and this time what comes before it is committed first.
+            (Err(Error::Encode(_) | Error::Record { .. }), Some(commit)) if delivery == Delivery::ExactlyOnce => {
+                info!(%commit, "a transaction cannot be told; what comes before it is published first");
+                attempt(config, metrics, &warned, &shutdown, &untold).await
+            }
+            _ => first,
+        }
+    };
     supervisor::run(attempt, shutdown.cancelled(), fastrand::u64(..), metrics).await
 }
 
-async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: &CancellationToken) -> Attempt {
+/// Connects, streams until it ends, and closes. `untold` is the transaction that an attempt before could not tell, and
+/// that this one cannot.
+async fn attempt(
+    config: &Config,
+    metrics: &Metrics,
+    warned: &Warned,
+    shutdown: &CancellationToken,
+    untold: &Cell<Option<Lsn>>,
+) -> Attempt {
     metrics.set_state(State::Starting);
     let connected = tokio::select! {
         biased;
@@ -53,12 +78,16 @@ async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: 
         Err(error) => return Attempt { result: Err(error), progressed: false },
     };
     let began = pipeline.ledger.confirmed();
+    pipeline.commit_before = untold.take();
     metrics.set_state(State::Streaming);
     let result = tokio::select! {
         result = pipeline.run(shutdown.cancelled()) => result,
         error = watch(&lag, metrics) => Err(error.into()),
     };
     let confirmed = pipeline.ledger.confirmed();
+    if pipeline.commit_before.is_none() {
+        untold.set(pipeline.untold);
+    }
     match (&result, pipeline.ledger.tickets_in_flight()) {
         (Ok(()), 0) => info!(%confirmed, "everything that was read is published"),
         (Ok(()), left) => {
@@ -72,6 +101,25 @@ async fn attempt(config: &Config, metrics: &Metrics, warned: &Warned, shutdown: 
 
 type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;
 
+/// Whether to begin, with a slot that has confirmed so much or that is still to be made: by what Kafka knows of us.
+async fn permit(config: &Config, slot: Option<Lsn>, system: Option<String>) -> Result<(), Error> {
+    let lost = |gap: Gap| Error::Source(SourceError::SlotLost(Box::new(gap)));
+    let kafka = &config.sink.kafka;
+    let progress = kafka::progress::read(kafka, &config.name).await?;
+    let system_identifier = system.unwrap_or_default();
+    let origin = Origin { system_identifier, timeline: 0, slot: config.slot() };
+    if !origin.system_identifier.is_empty() {
+        progress::same_system(progress.as_ref(), &origin).map_err(lost)?;
+    }
+    progress::may_begin(progress.as_ref(), slot, &origin.slot).map_err(lost)?;
+    if progress.is_none() {
+        // So that a slot which is there without a word of ours is another's, or of a progress topic that was lost.
+        let first = Progress::creating(1, origin, config.fingerprint(), now());
+        kafka::progress::write_first(kafka, &config.name, first).await?;
+    }
+    Ok(())
+}
+
 /// Takes the slot, then starts the producer.
 async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> Result<(Connected<'a>, Lag), Error> {
     let misfit = |why: String| SourceError::Config(why.into());
@@ -80,8 +128,21 @@ async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> 
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
         accept: &|tables| encoder(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string()),
+        permit: &|slot, system| Box::pin(permit(config, slot, system)),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
+    let kafka = &config.sink.kafka;
+    let found = Found {
+        origin: Origin {
+            system_identifier: prepared.system_identifier,
+            timeline: prepared.timeline,
+            slot: prepared.slot,
+        },
+        history: prepared.history,
+        confirmed: prepared.confirmed,
+        end_of_log: prepared.end_of_log,
+        fingerprint: config.fingerprint(),
+    };
     let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
     let spill =
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
@@ -93,9 +154,18 @@ async fn connect<'a>(config: &Config, metrics: &'a Metrics, warned: &Warned) -> 
     let source = PostgresSource::new(session, Assembler::new(wanted, spill), prepared.confirmed, now);
     let pipeline = Pipeline {
         source,
-        sink: KafkaSink::connect(&config.sink.kafka, &config.name, memory as usize)?,
+        sink: KafkaSink::connect(kafka, &config.name, memory as usize)?,
         encoder: encoder(config, &prepared.database).map_err(misfit)?,
         ledger: Ledger::new(prepared.confirmed),
+        found,
+        commits: Commits {
+            delivery: kafka.delivery,
+            interval: kafka.commit_interval,
+            events: kafka.commit_events,
+            transaction_events_max: config.limits.transaction_events,
+        },
+        commit_before: None,
+        untold: None,
         in_flight_bytes_max: memory,
         clock: now,
         metrics,

@@ -129,7 +129,11 @@ impl Control {
     }
 
     /// Sees to publications and slot, waits until nobody else holds the slot, and says what to stream from where.
-    pub(crate) async fn prepare(&self, config: &Config, begin: &Start<'_>) -> Result<(Plan, Lsn), SourceError> {
+    pub(crate) async fn prepare<E: From<SourceError>>(
+        &self,
+        config: &Config,
+        begin: &Start<'_, E>,
+    ) -> Result<(Plan, Lsn), E> {
         let server = self.server().await?;
         fits(server.version_num, &server.version, &server.wal_level).map_err(refused)?;
         let name = config.slot();
@@ -137,6 +141,7 @@ impl Control {
         let slot = self.wait_for_slot(&name, begin.waiting).await?;
         let plan = self.plan(config, server.version_num, slot.as_ref()).await?;
         (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
+        (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), self.system_identifier().await?).await?;
         plan.findings.iter().filter(|finding| begin.warned.is_news(finding)).for_each(|finding| warn!("{finding}"));
         let mut sql = plan.statements.clone();
         if slot.is_none() {
@@ -144,7 +149,7 @@ impl Control {
         }
         if !config.source.create && !sql.is_empty() {
             let why = "go on without slot and publication, which source.create: false leaves to you".to_owned();
-            return Err(self.run_this(why, &sql));
+            return Err(self.run_this(why, &sql).into());
         }
         self.apply(&plan, &sql).await?;
         for table in &plan.joining {
