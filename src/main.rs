@@ -34,6 +34,8 @@ async fn perform(command: &Command, config: &Config) -> Exit {
         Command::Run(_) => cli::run::run(config).await,
         Command::Check(arguments) => cli::check::check(config, arguments.json).await,
         Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
+        Command::Resume(arguments) => cli::resume::resume(config, arguments).await,
+        Command::Skip(arguments) => cli::skip::skip(config, arguments).await,
     }
 }
 

@@ -91,7 +91,8 @@ pub enum Error {
     Sink(#[from] SinkError),
     /// The sink refuses a record.
     #[error(
-        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}",
+        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}; or go on without \
+         the transaction: offshoot skip --lsn {commit}",
         key = if key.is_empty() { "(none)" } else { key }
     )]
     Record {
@@ -107,8 +108,13 @@ pub enum Error {
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A change that cannot become a record.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
+    #[error("{source}{}", to_skip(source, *commit))]
+    Encode {
+        /// Where its transaction's commit record starts.
+        commit: Lsn,
+        /// What is the matter, and how to mend it.
+        source: EncodeError,
+    },
     /// The spill file cannot be read back.
     #[error("read the spill file of the transaction that commits at {commit}")]
     Spill {
@@ -201,8 +207,8 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
         let (untold, open) = match run.stream(shutdown).await {
             Ok(()) => return run.drain(0).await,
             // Some of it is in the open Kafka transaction, which cannot be committed any more.
-            Err(error @ Error::Encode(_)) if exactly_once && run.flushed() => return Err(error),
-            Err(error @ Error::Encode(_)) => (error, 1),
+            Err(error @ Error::Encode { .. }) if exactly_once && run.flushed() => return Err(error),
+            Err(error @ Error::Encode { .. }) => (error, 1),
             Err(error @ Error::Source(SourceError::Undecodable(_))) => (error, 0),
             Err(error) => {
                 if let Error::Record { commit, .. } = &error {
@@ -380,12 +386,12 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             };
             let first = self.batch.records.len();
             let ticket = sending.ticket;
-            if let Err(error) = self.pipe.encoder.encode(&commit, sending.index, &change, now, ticket, &mut self.batch)
-            {
+            let encoded = self.pipe.encoder.encode(&commit, sending.index, &change, now, ticket, &mut self.batch);
+            if let Err(source) = encoded {
                 self.batch.records.retain(|record| record.ticket != ticket);
                 self.pipe.untold = Some(commit.lsn);
                 self.sending = Some(sending);
-                return Err(error.into());
+                return Err(Error::Encode { commit: commit.lsn, source });
             }
             count_row(self.pipe.metrics, &change.op);
             sending.index += 1;
@@ -618,6 +624,14 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             }
             other => Error::Sink(other),
         }
+    }
+}
+
+/// How to go on without a transaction that cannot be told; a table without a topic is for the config to mend.
+fn to_skip(error: &EncodeError, commit: Lsn) -> String {
+    match error {
+        EncodeError::Topic { .. } => String::new(),
+        _ => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod tables;
 mod publication;
 mod slot;
 mod inspect;
+pub mod save;
 #[cfg(test)]
 pub(crate) mod compose;
 
@@ -137,6 +138,36 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
         };
         return Ok((session, prepared));
     }
+}
+
+/// What a command that says where to go on has to know before it does.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// What the slot has confirmed, and the process that holds it; `None` when there is no slot.
+    pub slot: Option<(Lsn, Option<i32>)>,
+    /// Which log it is.
+    pub system_identifier: String,
+    /// Which timeline.
+    pub timeline: u32,
+    /// The end of the server's log.
+    pub end_of_log: Lsn,
+}
+
+/// Looks at the server and the slot.
+pub async fn look(config: &Config) -> Result<Look, SourceError> {
+    let ends = Ends::of(config)?;
+    let control = ends.control().await?;
+    let slot = control.slot(&config.slot()).await?;
+    if let Some(slot) = &slot {
+        slot.check(&config.slot(), &control.who.database)?;
+    }
+    let system = ends.greeting(&control).await?.identify().await?;
+    Ok(Look {
+        slot: slot.map(|slot| (slot.confirmed, slot.active_pid)),
+        system_identifier: system.identifier,
+        timeline: system.timeline,
+        end_of_log: system.end_of_log,
+    })
 }
 
 /// Drops the slot and the publications that offshoot made. A slot that is held is not touched, nor is anything else then.

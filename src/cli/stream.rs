@@ -48,7 +48,7 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
         let first = attempt(config, metrics, &warned, &shutdown, &untold).await;
         match (&first.result, untold.get()) {
             // What was sent with it was given up with it: once more, and this time what comes before it is committed first.
-            (Err(Error::Encode(_) | Error::Record { .. }), Some(commit)) if delivery == Delivery::ExactlyOnce => {
+            (Err(Error::Encode { .. } | Error::Record { .. }), Some(commit)) if delivery == Delivery::ExactlyOnce => {
                 info!(%commit, "a transaction cannot be told; what comes before it is published first");
                 attempt(config, metrics, &warned, &shutdown, &untold).await
             }
@@ -201,6 +201,7 @@ async fn watch(lag: &Lag, metrics: &Metrics) -> SourceError {
     }
 }
 
-fn now() -> Micros {
+/// Our clock.
+pub(super) fn now() -> Micros {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
 }
