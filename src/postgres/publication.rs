@@ -14,19 +14,11 @@ use crate::{finding::Finding, lsn::Lsn};
 /// The comment that tells a publication of ours: it is kept in step with the config, and dropped with the slot.
 pub(crate) const COMMENT: &str = "made by offshoot, and kept in step with its config";
 
-/// The same comment once the slot has been made. A slot that is gone although this says that it was there is a gap, and
-/// not a first start: also after a fail-over, which takes the comment along and may leave the slot behind.
-pub(crate) fn comment_with_slot(slot: &str) -> String {
-    format!("{COMMENT}; slot {slot} was made")
-}
-
 /// A publication as the catalog has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Publication {
     pub(crate) name: String,
     pub(crate) ours: bool,
-    /// The whole comment.
-    pub(crate) comment: String,
     pub(crate) all_tables: bool,
     pub(crate) schemas: Vec<String>,
     pub(crate) tables: Vec<PublishedTable>,
@@ -121,9 +113,6 @@ pub(crate) fn plan(
         plan.inserts(&inserts_name, there.inserts.as_ref(), &keyless, None, kept)?;
         return Ok(plan);
     };
-    if confirmed.is_none() && rows.comment == comment_with_slot(slot) {
-        return Err(SlotFault::Gone { slot: slot.into(), publication: name.into() }.into());
-    }
     let slot = confirmed.map(|_| slot);
     plan.look_at(rows, wanted);
     let ours = kept && rows.ours;
@@ -402,16 +391,6 @@ mod tests {
     fn a_publication_that_is_gone_is_a_gap() {
         let error = planned(&Publications::default(), &[table("a", true)], true).unwrap_err();
         assert!(matches!(error, PublicationFault::Gone(_)));
-    }
-
-    #[test]
-    fn a_slot_that_was_there_and_is_gone_is_a_gap() {
-        let mut there = pair(true, &["a"], &[]);
-        assert!(planned(&there, &[table("a", true)], false).is_ok());
-        there.rows.as_mut().unwrap().comment = comment_with_slot("s");
-        assert!(planned(&there, &[table("a", true)], true).is_ok());
-        let error = planned(&there, &[table("a", true)], false).unwrap_err();
-        assert!(matches!(error, PublicationFault::Gone(SlotFault::Gone { .. })));
     }
 
     #[test]

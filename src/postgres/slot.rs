@@ -5,14 +5,14 @@ use std::{collections::BTreeSet, sync::Mutex, time::Duration};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_types::PgLsn;
 use tokio::time::sleep;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{
     Start,
     catalog::Control,
     fault::{SlotFault, Sorted, Step, WAL_LEVEL, sort},
     publication::{
-        COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, comment_with_slot, inserts_name,
+        COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, inserts_name,
         plan,
     },
     tables::{PatternError, Patterns},
@@ -111,7 +111,6 @@ impl Control {
         Ok(Some(Publication {
             name: name.to_owned(),
             ours: comment.starts_with(COMMENT),
-            comment,
             all_tables: row.get("all_tables"),
             schemas: schemas.iter().map(|row| row.get(0)).collect(),
             tables: tables
@@ -160,26 +159,7 @@ impl Control {
             Some(_) => self.slot(&name).await?.map_or(Lsn::INVALID, |slot| slot.confirmed),
             None => self.create_slot(&name, &sql).await?,
         };
-        self.remember_slot(config, server.version_num).await?;
         Ok((plan, confirmed))
-    }
-
-    /// Writes into the comment of a publication of ours that the slot has been made.
-    async fn remember_slot(&self, config: &Config, version_num: i32) -> Result<(), SourceError> {
-        let comment = comment_with_slot(&config.slot());
-        match self.publication(&config.publication(), version_num).await? {
-            Some(rows) if rows.ours && rows.comment != comment && config.source.create => {
-                let (name, comment) = (escape_identifier(&rows.name), escape_literal(&comment));
-                let sql = format!("COMMENT ON PUBLICATION {name} IS {}", comment.trim());
-                match self.execute(&sql, Step::Prepare).await {
-                    // One who had the right made it from our SQL: a lost slot will not be told from a first start.
-                    Err(SourceError::Refused(why)) => debug!(%why, "the publication does not remember the slot"),
-                    done => return done,
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
     }
 
     /// What has to be done to the publications.

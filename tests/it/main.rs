@@ -13,6 +13,7 @@ mod connections;
 mod debezium;
 mod schema_changes;
 mod golden;
+mod guarantees;
 mod fuzz_corpora;
 mod memory;
 mod checker;
