@@ -16,7 +16,7 @@ use crate::{
     progress::{self, Found, Partial, Progress, Reached, Start},
     sink::{News, RecordBatch, Sink, SinkError, Ticket},
     source::{Item, Source, SourceError},
-    telemetry::Metrics,
+    telemetry::{Metrics, State},
     transaction::Transaction,
 };
 
@@ -285,6 +285,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         }
         self.pipe.ledger = Ledger::going_on(&self.pipe.ledger, self.start.published);
         self.progress = progress;
+        self.pipe.metrics.set_state(State::Streaming);
         Ok(())
     }
 

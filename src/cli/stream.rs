@@ -79,7 +79,6 @@ async fn attempt(
     };
     let began = pipeline.ledger.confirmed();
     pipeline.commit_before = untold.take();
-    metrics.set_state(State::Streaming);
     let result = tokio::select! {
         result = pipeline.run(shutdown.cancelled()) => result,
         error = watch(&lag, metrics) => Err(error.into()),

@@ -742,6 +742,9 @@ impl Worker {
         let Some((code, reason)) = self.producer.client().fatal_error() else {
             return SinkError::Passing(Box::new(ProduceError::Ended));
         };
+        if matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch) {
+            return self.why_transaction("publish", TransactionError { code, reason, retriable: false });
+        }
         let refused = fault::sort(code) == Fault::Refused;
         let mut topics: Vec<_> = self.topics.keys().map(String::as_str).collect();
         topics.sort_unstable();

@@ -35,6 +35,8 @@ use crate::{
 pub(crate) const KEY: &str = "progress";
 /// How long Kafka may take to say where the topic ends and what is in it, before we connect again.
 const READ_WAIT: Duration = Duration::from_secs(30);
+/// How long it may be silent at first, before that is said.
+const AWAY_WAIT: Duration = Duration::from_secs(5);
 /// One question of these.
 const STEP: Duration = Duration::from_secs(2);
 /// How many offsets before the end are read first. A commit takes two.

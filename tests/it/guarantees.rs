@@ -204,7 +204,9 @@ fn what_comes_before_a_record_that_kafka_refuses_is_published_and_skip_goes_past
     let mut pipe = Pipe::of(&db);
     pipe.kafka = "topics: { partitions: 2, properties: { max.message.bytes: 20000 } }".into();
     pipe.prepare();
-    for sql in ["VALUES (1)", "VALUES (2)", "SELECT 3, repeat(md5('x'), 1000)", "VALUES (4)"] {
+    // Words that do not compress.
+    let large = "SELECT 3, string_agg(md5(random()::text), '') FROM generate_series(1, 2000)";
+    for sql in ["VALUES (1)", "VALUES (2)", large, "VALUES (4)"] {
         db.execute(&format!("INSERT INTO t {sql}"));
     }
     let text = pipe.ends(4, &["publish a record of public.t", "offshoot skip --lsn "]);
