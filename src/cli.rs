@@ -7,15 +7,23 @@ pub mod drop;
 pub mod notify;
 pub mod completions;
 pub mod schema;
+pub mod resume;
+pub mod skip;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{
-    config::Check,
-    exit::EXIT_CODES,
-    kafka, postgres,
+    config::{Check, Config},
+    exit::{EXIT_CODES, Exit},
+    kafka::{self, producer::KafkaSink},
+    lsn::Lsn,
+    pipeline::Error,
+    postgres,
+    progress::Progress,
+    sink::{News, Sink},
+    source::SourceError,
     telemetry::{LogFormat, Logs},
 };
 
@@ -47,6 +55,12 @@ pub enum Command {
     /// Remove what `run` made in Postgres: the slot and the publications
     #[command(long_about = DROP, after_long_help = EXIT_CODES)]
     Drop(DropArguments),
+    /// Say where to go on after a gap that `run` refuses to pass by itself
+    #[command(long_about = RESUME, after_long_help = EXIT_CODES)]
+    Resume(ResumeArguments),
+    /// Leave out one transaction that cannot be published, and keep it in a file
+    #[command(long_about = SKIP, after_long_help = EXIT_CODES)]
+    Skip(SkipArguments),
     /// Print the config's JSON Schema, for editors
     #[command(long_about = SCHEMA)]
     ConfigSchema,
@@ -100,6 +114,58 @@ pub struct DropArguments {
     pub yes: bool,
 }
 
+/// `offshoot resume`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("from").required(true))]
+pub struct ResumeArguments {
+    /// Which pipeline.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Go on where the slot stands
+    #[arg(long, group = "from")]
+    pub from_slot: bool,
+    /// Go on after this position, which the slot must still have
+    #[arg(long, value_name = "LSN", group = "from")]
+    pub at: Option<Lsn>,
+    /// Begin again with a new slot, when the old one is gone
+    #[arg(long, group = "from")]
+    pub new_slot: bool,
+    /// The epoch of what is published from then on; one more than before when not said
+    #[arg(long, value_name = "N")]
+    pub epoch: Option<u32>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+impl ResumeArguments {
+    /// Where to go on.
+    pub fn from(&self) -> resume::From {
+        match (self.at, self.new_slot) {
+            (Some(at), _) => resume::From::Position(at),
+            (None, true) => resume::From::NewSlot,
+            (None, false) => resume::From::Slot,
+        }
+    }
+}
+
+/// `offshoot skip`.
+#[derive(Debug, Args)]
+pub struct SkipArguments {
+    /// Which pipeline.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// The transaction, by the position that the message of the stop named
+    #[arg(long, value_name = "LSN")]
+    pub lsn: Lsn,
+    /// Where to save it; below `data_dir` when not said
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
 /// `--log`, `--log-format`.
 #[derive(Debug, Args)]
 pub struct LogArguments {
@@ -115,6 +181,33 @@ impl Arguments {
     /// What is logged, and how.
     pub fn logs(&self) -> Logs<'_> {
         Logs { format: self.logs.log_format, filter: &self.logs.log }
+    }
+}
+
+/// Writes the progress record that `next` makes of the last one, when nobody else can publish any more.
+async fn write_progress(
+    config: &Config,
+    next: impl FnOnce(Option<&Progress>) -> Result<Progress, String>,
+) -> Result<(), Error> {
+    let buffer_bytes = config.limits.memory.as_u64() as usize;
+    let mut sink = KafkaSink::connect(&config.sink.kafka, &config.name, buffer_bytes, &Arc::default())?;
+    let found = sink.take_over().await?;
+    let next = next(found.as_ref()).map_err(|why| SourceError::Refused(why.into()))?;
+    sink.commit(&next)?;
+    let mut news = News::default();
+    while !news.committed {
+        sink.news(&mut news).await?;
+    }
+    sink.close().await;
+    Ok(())
+}
+
+/// How a command ends whose ends fail; there is no trying again.
+fn exit_of(error: &Error) -> Exit {
+    match error {
+        Error::Source(error) => error.into(),
+        Error::Sink(error) => error.into(),
+        _ => Exit::Unexpected,
     }
 }
 
@@ -197,6 +290,23 @@ A slot that nobody reads keeps the write-ahead log for ever and fills the databa
 
 Example:
   offshoot drop -c shop.yaml --yes";
+
+const RESUME: &str = "\
+Where the slot and the progress record in Kafka do not fit together (one of them is lost, or belongs to another database \
+cluster), `run` stops with exit code 5 and says what is missing: going on by itself would be a silent gap. This command \
+says where to go on. It prints what will be missing or come again, asks, and writes a progress record with a new epoch.
+
+Example:
+  offshoot resume -c shop.yaml --from-slot";
+
+const SKIP: &str = "\
+A transaction that cannot be decoded, encoded or sent stops `run`, and Postgres keeps its log from there on: never \
+skipping would fill the disk. Where it cannot be mended, this command leaves out that one transaction, whole. It is \
+saved to a file first, one message a line; who skipped it, and when, stands in the progress record. No offshoot may \
+read from the slot meanwhile.
+
+Example:
+  offshoot skip -c shop.yaml --lsn 16/B374D848";
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,7 @@ use std::{
     io::{self, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use bytesize::ByteSize;
@@ -91,7 +92,15 @@ pub struct KafkaConfig {
     /// `host:port`, with commas between several.
     pub brokers: String,
     /// What is promised.
+    #[serde(default)]
     pub delivery: Delivery,
+    /// With `exactly_once`: how long the first event of a Kafka transaction waits for its commit at most, under load. When
+    /// it is quiet, each transaction of Postgres is committed at once.
+    #[serde(default = "default_commit_interval", deserialize_with = "duration")]
+    pub commit_interval: Duration,
+    /// With `exactly_once`: a Kafka transaction with so many events takes no further transaction of Postgres.
+    #[serde(default = "default_commit_events")]
+    pub commit_events: u64,
     /// How topics are made.
     #[serde(default)]
     pub topics: Topics,
@@ -101,11 +110,24 @@ pub struct KafkaConfig {
 }
 
 /// `sink.kafka.delivery`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
-    /// A crash repeats whole transactions.
+    /// Whoever reads `read_committed` sees each event once, and each transaction whole or not at all.
+    #[default]
+    ExactlyOnce,
+    /// For brokers without transactions: a crash repeats whole transactions.
     AtLeastOnce,
+}
+
+impl Delivery {
+    /// As the config has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Delivery::ExactlyOnce => "exactly_once",
+            Delivery::AtLeastOnce => "at_least_once",
+        }
+    }
 }
 
 /// `sink.kafka.topics`.
@@ -176,6 +198,8 @@ pub struct Limits {
     #[serde(deserialize_with = "size")]
     #[schemars(schema_with = "schema::size")]
     pub spill: ByteSize,
+    /// With `exactly_once`: a transaction of more events is spread over several Kafka transactions, its records marked.
+    pub transaction_events: u64,
     /// Log that the server may keep for the slot before we warn.
     #[serde(deserialize_with = "size")]
     #[schemars(schema_with = "schema::size")]
@@ -320,9 +344,32 @@ impl Config {
         self.changes.as_ref().expect("a config without a way out is refused when it is loaded")
     }
 
+    /// What the index of a change in a transaction depends on: which of them become events. Another config or program may
+    /// count otherwise.
+    pub fn fingerprint(&self) -> String {
+        let text = format!("{} {:?}", env!("CARGO_PKG_VERSION"), self.changes);
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The publication's name.
     pub fn publication(&self) -> String {
         self.source.publication.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))
+    }
+}
+
+#[cfg(test)]
+impl KafkaConfig {
+    /// Of these brokers, all else as it is when nothing is said.
+    pub(crate) fn at(brokers: &str, delivery: Delivery) -> Self {
+        Self {
+            brokers: brokers.into(),
+            delivery,
+            commit_interval: default_commit_interval(),
+            commit_events: default_commit_events(),
+            topics: Topics::default(),
+            properties: BTreeMap::new(),
+        }
     }
 }
 
@@ -388,6 +435,7 @@ impl Default for Limits {
         Self {
             memory: ByteSize::mib(24),
             spill: ByteSize::gib(10),
+            transaction_events: 1_000_000,
             slot_wal_warn: ByteSize::gib(10),
             slot_wal_stop: None,
             slot_wal_action: SlotWalAction::Stop,
@@ -428,6 +476,19 @@ fn yes() -> bool {
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| D::Error::custom("must be a size, such as 24MiB or 10GiB"))
+}
+
+fn default_commit_interval() -> Duration {
+    Duration::from_millis(100)
+}
+
+fn default_commit_events() -> u64 {
+    100_000
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|_| D::Error::custom("must be a time, such as 100ms or 1s"))
 }
 
 fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {

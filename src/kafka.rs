@@ -3,4 +3,6 @@
 pub mod client;
 pub mod fault;
 pub mod admin;
+pub mod progress;
+mod transaction;
 pub mod producer;

@@ -1,8 +1,9 @@
 //! What is in flight -> the position that Postgres may forget. Pure.
 //!
 //! A ticket is opened for each transaction and for each idle keepalive, in commit order. Acknowledgements come in any
-//! order; tickets retire in the order of their opening, so confirmed is the end of the longest delivered prefix and a
-//! transaction that has not been delivered cannot be passed.
+//! order; tickets retire in the order of their opening, so what is delivered is the longest prefix, and a transaction that
+//! has not been delivered cannot be passed. Postgres may forget what a committed progress record covers, and no record
+//! covers what has not been delivered.
 
 use std::collections::VecDeque;
 
@@ -15,14 +16,17 @@ use crate::{
 /// Tickets in flight, oldest first, and the position before them.
 #[derive(Debug)]
 pub struct Ledger {
+    /// The end of what committed progress records cover.
     confirmed: Lsn,
+    /// The end of the longest delivered prefix.
+    retired: Lsn,
     /// The number of the ticket at the front.
     oldest: u64,
     tickets: VecDeque<Entry>,
     bytes: u64,
     delivered: Option<Commit>,
     /// When those were committed that have retired since somebody asked.
-    retired: Vec<Micros>,
+    news: Vec<Micros>,
     #[cfg(test)]
     planted: Option<PlantedBug>,
 }
@@ -56,14 +60,23 @@ impl Ledger {
     pub fn new(confirmed: Lsn) -> Self {
         Self {
             confirmed,
+            retired: confirmed,
             oldest: 0,
             tickets: VecDeque::new(),
             bytes: 0,
             delivered: None,
-            retired: Vec::new(),
+            news: Vec::new(),
             #[cfg(test)]
             planted: None,
         }
+    }
+
+    /// As `before`, but everything before `published` is done.
+    pub fn going_on(before: &Ledger, published: Lsn) -> Self {
+        #[cfg(test)]
+        return Self { planted: before.planted, ..Self::new(published.max(before.confirmed)) };
+        #[cfg(not(test))]
+        Self::new(published.max(before.confirmed))
     }
 
     /// Opens the ticket of a transaction.
@@ -72,7 +85,7 @@ impl Ledger {
         self.tickets.push_back(Entry { commit: Some(commit), end, pending: 0, closed: false });
         #[cfg(test)]
         if self.planted == Some(PlantedBug::ConfirmsReceived) {
-            self.confirmed = end;
+            self.retired = end;
         }
         Ticket(self.oldest + self.tickets.len() as u64 - 1)
     }
@@ -96,7 +109,7 @@ impl Ledger {
             // Nothing to wait for between the two: one ticket serves both.
             Some(last) if last.closed && last.pending == 0 => last.end = last.end.max(position),
             _ => {
-                let end = position.max(self.tickets.back().map_or(self.confirmed, |last| last.end));
+                let end = position.max(self.tickets.back().map_or(self.retired, |last| last.end));
                 self.tickets.push_back(Entry { commit: None, end, pending: 0, closed: true });
             }
         }
@@ -114,15 +127,33 @@ impl Ledger {
         entry.pending = entry.pending.checked_sub(records).expect("no more records are acknowledged than were sent");
         #[cfg(test)]
         if self.planted == Some(PlantedBug::ConfirmsNewest) {
-            self.confirmed = self.confirmed.max(self.entry(ticket).end);
+            self.retired = self.retired.max(self.entry(ticket).end);
         }
         self.bytes = self.bytes.checked_sub(bytes).expect("no more bytes are acknowledged than were sent");
         self.retire();
     }
 
-    /// Everything before this is delivered.
+    /// A progress record that covers everything before `position` is committed.
+    pub fn commit(&mut self, position: Lsn) {
+        assert!(position <= self.retired, "a progress record covers only what is delivered");
+        self.confirmed = self.confirmed.max(position);
+    }
+
+    /// What Postgres may forget.
     pub fn confirmed(&self) -> Lsn {
         self.confirmed
+    }
+
+    /// The end of the longest prefix that is delivered, whether or not it is committed.
+    pub fn retired(&self) -> Lsn {
+        self.retired
+    }
+
+    /// The end of the longest prefix of which every record has been sent.
+    pub fn sent_whole(&self) -> Lsn {
+        // Only the newest ticket can still be open.
+        let closed = self.tickets.iter().rev().find(|entry| entry.closed);
+        closed.map_or(self.retired, |entry| entry.end)
     }
 
     /// Bytes sent and not acknowledged.
@@ -151,9 +182,9 @@ impl Ledger {
         self.delivered
     }
 
-    /// When the transactions were committed that have retired since the last call.
-    pub fn retired(&mut self) -> impl Iterator<Item = Micros> {
-        self.retired.drain(..)
+    /// When the transactions were committed in Postgres that have retired since the last call.
+    pub fn newly_retired(&mut self) -> impl Iterator<Item = Micros> {
+        self.news.drain(..)
     }
 
     fn entry(&mut self, ticket: Ticket) -> &mut Entry {
@@ -166,9 +197,9 @@ impl Ledger {
             if !front.closed || front.pending > self.pending_max() {
                 break;
             }
-            self.confirmed = self.confirmed.max(front.end);
+            self.retired = self.retired.max(front.end);
             self.delivered = front.commit.or(self.delivered);
-            self.retired.extend(front.commit.map(|commit| commit.time));
+            self.news.extend(front.commit.map(|commit| commit.time));
             self.tickets.pop_front();
             self.oldest += 1;
         }
@@ -216,11 +247,11 @@ mod tests {
         let first = transaction(&mut ledger, 10, 2);
         let second = transaction(&mut ledger, 20, 1);
         acknowledge(&mut ledger, second, 1);
-        assert_eq!(ledger.confirmed(), Lsn(5));
+        assert_eq!(ledger.retired(), Lsn(5));
         acknowledge(&mut ledger, first, 1);
-        assert_eq!(ledger.confirmed(), Lsn(5));
+        assert_eq!(ledger.retired(), Lsn(5));
         acknowledge(&mut ledger, first, 1);
-        assert_eq!(ledger.confirmed(), Lsn(20));
+        assert_eq!(ledger.retired(), Lsn(20));
         assert_eq!((ledger.bytes_in_flight(), ledger.tickets_in_flight()), (0, 0));
     }
 
@@ -231,11 +262,11 @@ mod tests {
         ledger.sent(ticket, 1, 100);
         acknowledge(&mut ledger, ticket, 1);
         ledger.progress(Lsn(30));
-        assert_eq!(ledger.confirmed(), Lsn(0));
+        assert_eq!(ledger.retired(), Lsn(0));
         assert_eq!((ledger.commit_of(ticket), ledger.oldest()), (Some(commit(10)), Some(commit(10))));
         assert_eq!(ledger.delivered(), None);
         ledger.close(ticket);
-        assert_eq!(ledger.confirmed(), Lsn(30));
+        assert_eq!(ledger.retired(), Lsn(30));
         assert_eq!((ledger.commit_of(ticket), ledger.oldest()), (None, None));
         assert_eq!(ledger.delivered(), Some(commit(10)));
     }
@@ -247,18 +278,40 @@ mod tests {
         for position in [11, 12, 13] {
             ledger.progress(Lsn(position));
         }
-        assert_eq!((ledger.confirmed(), ledger.tickets_in_flight()), (Lsn(0), 2));
+        assert_eq!((ledger.retired(), ledger.tickets_in_flight()), (Lsn(0), 2));
         acknowledge(&mut ledger, ticket, 1);
-        assert_eq!(ledger.confirmed(), Lsn(13));
+        assert_eq!(ledger.retired(), Lsn(13));
     }
 
     #[test]
     fn transactions_without_records_and_idle_progress_advance_at_once() {
         let mut ledger = Ledger::new(Lsn(0));
         transaction(&mut ledger, 10, 0);
-        assert_eq!(ledger.confirmed(), Lsn(10));
+        assert_eq!(ledger.retired(), Lsn(10));
         ledger.progress(Lsn(12));
         ledger.progress(Lsn(11));
-        assert_eq!(ledger.confirmed(), Lsn(12));
+        assert_eq!(ledger.retired(), Lsn(12));
+    }
+
+    #[test]
+    fn confirms_what_a_committed_record_covers() {
+        let mut ledger = Ledger::new(Lsn(5));
+        let first = transaction(&mut ledger, 10, 1);
+        ledger.progress(Lsn(12));
+        let open = ledger.open(commit(20));
+        ledger.sent(open, 1, 100);
+        assert_eq!((ledger.sent_whole(), ledger.retired(), ledger.confirmed()), (Lsn(12), Lsn(5), Lsn(5)));
+        acknowledge(&mut ledger, first, 1);
+        assert_eq!((ledger.retired(), ledger.confirmed()), (Lsn(12), Lsn(5)));
+        ledger.commit(Lsn(12));
+        assert_eq!((ledger.sent_whole(), ledger.confirmed()), (Lsn(12), Lsn(12)));
+    }
+
+    #[test]
+    #[should_panic(expected = "covers only what is delivered")]
+    fn no_record_covers_what_is_not_delivered() {
+        let mut ledger = Ledger::new(Lsn(5));
+        transaction(&mut ledger, 10, 1);
+        ledger.commit(Lsn(10));
     }
 }

@@ -8,6 +8,7 @@ pub mod causes;
 pub mod change;
 pub mod transaction;
 pub mod admission;
+pub mod progress;
 pub mod source;
 pub mod sink;
 pub mod postgres;

@@ -2,8 +2,11 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// A position in the write-ahead log, in bytes since the cluster was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Lsn(pub u64);
 
 impl Lsn {
@@ -38,6 +41,20 @@ impl FromStr for Lsn {
         let halves = text.split_once('/').and_then(|(high, low)| Some((half(high)?, half(low)?)));
         let (high, low) = halves.ok_or_else(|| ParseLsnError(text.into()))?;
         Ok(Lsn(high << 32 | low))
+    }
+}
+
+impl From<Lsn> for String {
+    fn from(lsn: Lsn) -> Self {
+        lsn.to_string()
+    }
+}
+
+impl TryFrom<String> for Lsn {
+    type Error = ParseLsnError;
+
+    fn try_from(text: String) -> Result<Self, ParseLsnError> {
+        text.parse()
     }
 }
 

@@ -21,6 +21,8 @@ fn main() -> ExitCode {
         Command::Run(arguments) => arguments,
         Command::Check(arguments) => &arguments.config,
         Command::Drop(arguments) => &arguments.config,
+        Command::Resume(arguments) => &arguments.config,
+        Command::Skip(arguments) => &arguments.config,
         Command::ConfigSchema => return print(&cli::schema::schema()),
         Command::Completions { shell } => return print(&cli::completions::completions(*shell)),
     };
@@ -44,6 +46,8 @@ async fn perform(command: &Command, config: &Config) -> Exit {
         Command::Run(_) => cli::run::run(config).await,
         Command::Check(arguments) => cli::check::check(config, arguments.json).await,
         Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
+        Command::Resume(arguments) => cli::resume::resume(config, arguments).await,
+        Command::Skip(arguments) => cli::skip::skip(config, arguments).await,
         Command::ConfigSchema | Command::Completions { .. } => Exit::Clean,
     }
 }

@@ -8,19 +8,22 @@ use std::{io, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    change::{Micros, Op},
+    change::{Commit, Micros, Op},
+    config::Delivery,
     format::debezium::{EncodeError, Encoder},
     ledger::Ledger,
     lsn::Lsn,
-    sink::{Acknowledgement, RecordBatch, Sink, SinkError, Ticket},
+    progress::{self, Found, Partial, Progress, Reached, Start},
+    sink::{News, RecordBatch, Sink, SinkError, Ticket},
     source::{Item, Source, SourceError},
-    telemetry::Metrics,
+    telemetry::{Metrics, State},
     transaction::Transaction,
 };
 
 /// A status goes to Postgres at least this often: a third of the `wal_sender_timeout` that the session asks for.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
-/// A status that only tells of progress goes at most this often: each one wakes the walsender.
+/// A status that only tells of progress goes at most this often: each one wakes the walsender. As often, without
+/// `exactly_once`, a progress record is written, which comes before it.
 pub const STATUS_GAP: Duration = Duration::from_millis(100);
 /// A batch goes to the sink when it is this large, or when there is nothing more to add to it.
 pub const BATCH_BYTES: usize = 64 * 1024;
@@ -29,6 +32,27 @@ pub const BATCH_BYTES: usize = 64 * 1024;
 pub const GATHER_MAX: Duration = Duration::from_millis(2);
 /// How long a clean stop waits for what is in flight.
 pub const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// Traffic of others moves the log too; a progress record for that alone is written at most this often.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two Kafka transactions: the first record of one that follows sooner may be made to wait 20 ms by the broker,
+/// which is still at work on the one before.
+pub const COMMIT_GAP: Duration = Duration::from_millis(6);
+/// What a Kafka transaction adds to the gap after it for each of its events: while one is committed nothing is sent, so
+/// under load they are few and large.
+pub const COMMIT_GAP_PER_EVENT: Duration = Duration::from_micros(10);
+
+/// When what was sent is committed.
+#[derive(Clone, Copy, Debug)]
+pub struct Commits {
+    /// What is promised.
+    pub delivery: Delivery,
+    /// How long the first event of a Kafka transaction waits for its commit at most, while more keeps coming.
+    pub interval: Duration,
+    /// A Kafka transaction with so many events takes no further Postgres transaction.
+    pub events: u64,
+    /// A Postgres transaction of more events is spread over several Kafka transactions.
+    pub transaction_events_max: u64,
+}
 
 /// What connects a source with a sink for one session of both.
 pub struct Pipeline<'a, S, K> {
@@ -40,6 +64,14 @@ pub struct Pipeline<'a, S, K> {
     pub encoder: Encoder,
     /// What is in flight.
     pub ledger: Ledger,
+    /// What the database says of itself and the slot.
+    pub found: Found,
+    /// When what was sent is committed.
+    pub commits: Commits,
+    /// Commit everything before the transaction whose commit record starts here, for it cannot be told.
+    pub commit_before: Option<Lsn>,
+    /// Where the commit record of the transaction starts that could not be told.
+    pub untold: Option<Lsn>,
     /// Bytes that may be in flight; one record more, however large, is always let through.
     pub in_flight_bytes_max: u64,
     /// Our clock.
@@ -59,7 +91,8 @@ pub enum Error {
     Sink(#[from] SinkError),
     /// The sink refuses a record.
     #[error(
-        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}",
+        "publish a record of {table} with key {key} and {size} bytes, of the transaction that commits at {commit}: {reason}; or go on without \
+         the transaction: offshoot skip --lsn {commit}",
         key = if key.is_empty() { "(none)" } else { key }
     )]
     Record {
@@ -75,8 +108,13 @@ pub enum Error {
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A change that cannot become a record.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
+    #[error("{source}{}", to_skip(source, *commit))]
+    Encode {
+        /// Where its transaction's commit record starts.
+        commit: Lsn,
+        /// What is the matter, and how to mend it.
+        source: EncodeError,
+    },
     /// The spill file cannot be read back.
     #[error("read the spill file of the transaction that commits at {commit}")]
     Spill {
@@ -93,6 +131,27 @@ struct Sending {
     ticket: Ticket,
     /// How many of its changes have been encoded.
     index: u64,
+    /// Some of its records have been handed to the sink.
+    flushed: bool,
+    /// It waits until everything before it is committed.
+    held: bool,
+}
+
+/// What is not committed yet.
+#[derive(Debug)]
+struct Uncommitted {
+    /// Records sent since the last commit was asked for.
+    events: u64,
+    /// When the first of them was sent.
+    since: Option<Instant>,
+    /// When the first of their transactions was committed in Postgres.
+    oldest: Option<Micros>,
+    /// How far the commit reaches that is on its way, and how many events it holds.
+    committing: Option<(Reached, u64)>,
+    /// When the last commit was done.
+    committed_at: Instant,
+    /// How long after it the next one waits, when there is nothing more to send.
+    gap: Duration,
 }
 
 /// The state of one run of the loop.
@@ -104,7 +163,14 @@ struct Run<'a, 'e, S, K> {
     gather_until: Option<Instant>,
     /// Records handed to the sink and not acknowledged.
     sent_records: u64,
-    acknowledged: Vec<Acknowledgement>,
+    news: News,
+    uncommitted: Uncommitted,
+    /// The last committed progress record.
+    progress: Option<Progress>,
+    /// What of the log is published.
+    start: Start,
+    /// The source had nothing more when it was last asked.
+    dry: bool,
     /// What Postgres has been told.
     told: Lsn,
     told_at: Instant,
@@ -115,22 +181,41 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
     pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let told = self.ledger.confirmed();
         let batch = self.sink.batch();
+        let exactly_once = self.commits.delivery == Delivery::ExactlyOnce;
         let mut run = Run {
             pipe: self,
             sending: None,
             batch,
             gather_until: None,
             sent_records: 0,
-            acknowledged: Vec::new(),
+            news: News::default(),
+            uncommitted: Uncommitted {
+                events: 0,
+                since: None,
+                oldest: None,
+                committing: None,
+                committed_at: Instant::now(),
+                gap: COMMIT_GAP,
+            },
+            progress: None,
+            start: Start { published: told, partial: None, never_came_to_be: None },
+            dry: false,
             told,
             told_at: Instant::now(),
         };
         // The ticket that stays open when its transaction cannot be told.
         let (untold, open) = match run.stream(shutdown).await {
             Ok(()) => return run.drain(0).await,
-            Err(error @ Error::Encode(_)) => (error, 1),
+            // Some of it is in the open Kafka transaction, which cannot be committed any more.
+            Err(error @ Error::Encode { .. }) if exactly_once && run.flushed() => return Err(error),
+            Err(error @ Error::Encode { .. }) => (error, 1),
             Err(error @ Error::Source(SourceError::Undecodable(_))) => (error, 0),
-            Err(error) => return Err(error),
+            Err(error) => {
+                if let Error::Record { commit, .. } = &error {
+                    run.pipe.untold = Some(*commit);
+                }
+                return Err(error);
+            }
         };
         // What was committed before it is delivered and confirmed: whoever skips the transaction skips nothing else. Should
         // that fail too, it comes again at the next start, and the first error is the one to mend.
@@ -149,19 +234,27 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     async fn stream(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         tokio::pin!(shutdown);
         self.confirm().await?;
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return Ok(()),
+            result = self.begin() => result?,
+        }
         loop {
             let has_room = self.has_room();
             let status_at = self.status_at();
             let gather_until = self.gather_until;
+            let commit_at = self.commit_at();
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
                 () = sleep_until(status_at) => self.confirm().await?,
-                result = self.pipe.sink.acknowledged(&mut self.acknowledged) => self.retire(result)?,
+                result = self.pipe.sink.news(&mut self.news) => self.retire(result)?,
                 () = sleep_until(gather_until.unwrap_or(status_at)), if gather_until.is_some() => self.flush()?,
+                () = sleep_until(commit_at.unwrap_or(status_at)), if commit_at.is_some() => {}
                 result = self.pipe.source.ready(), if has_room && self.sending.is_none() => result?,
             }
             self.pump()?;
+            self.commit_if_due()?;
             self.show();
             if self.pipe.source.status_wanted() {
                 self.confirm().await?;
@@ -169,19 +262,61 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         }
     }
 
+    /// Fences off whoever published before, then finds out where to go on. Postgres is answered meanwhile.
+    async fn begin(&mut self) -> Result<(), Error> {
+        let progress = {
+            let Pipeline { source, sink, ledger, .. } = &mut *self.pipe;
+            let mut take_over = std::pin::pin!(sink.take_over());
+            loop {
+                tokio::select! {
+                    progress = &mut take_over => break progress?,
+                    () = sleep_until(self.told_at + STATUS_INTERVAL) => source.confirm(ledger.confirmed()).await?,
+                }
+                self.told_at = Instant::now();
+            }
+        };
+        let start = progress::start(progress.as_ref(), &self.pipe.found);
+        self.start = start.map_err(|gap| SourceError::SlotLost(Box::new(gap)))?;
+        if let Some((from, to)) = self.start.never_came_to_be {
+            tracing::warn!(
+                timeline = self.pipe.found.origin.timeline, %from, %to,
+                "events were published of transactions that the fail-over has undone: those that committed between the two"
+            );
+        }
+        self.pipe.ledger = Ledger::going_on(&self.pipe.ledger, self.start.published);
+        self.progress = progress;
+        self.pipe.metrics.set_state(State::Streaming);
+        Ok(())
+    }
+
     /// Reads no more, and waits until what was read is durable, but for `open` transactions that never will be.
     async fn drain(&mut self, open: usize) -> Result<(), Error> {
         let deadline = Instant::now() + DRAIN_MAX;
+        self.dry = true;
         self.flush()?;
-        while self.sending.is_some() || self.pipe.ledger.tickets_in_flight() > open {
+        if self.progress.is_none() {
+            return self.confirm().await;
+        }
+        loop {
+            if self.pipe.commits.delivery == Delivery::ExactlyOnce || self.pipe.ledger.tickets_in_flight() <= open {
+                self.commit(open)?;
+            }
+            let waits = self.sending.is_some() && open == 0
+                || self.pipe.ledger.tickets_in_flight() > open
+                || self.uncommitted.committing.is_some();
+            if !waits {
+                break;
+            }
             let status_at = self.status_at();
             tokio::select! {
                 biased;
                 () = sleep_until(deadline) => break,
                 () = sleep_until(status_at) => self.confirm().await?,
-                result = self.pipe.sink.acknowledged(&mut self.acknowledged) => self.retire(result)?,
+                result = self.pipe.sink.news(&mut self.news) => self.retire(result)?,
             }
-            self.send_on()?;
+            if open == 0 {
+                self.send_on()?;
+            }
             self.show();
         }
         self.confirm().await
@@ -190,19 +325,42 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Takes what is here, encodes it and sends it, as far as there is room.
     fn pump(&mut self) -> Result<(), Error> {
         self.send_on()?;
+        self.dry = false;
         while self.sending.is_none() && self.has_room() {
             match self.pipe.source.next()? {
                 Some(Item::Transaction(transaction)) => {
-                    let ticket = self.pipe.ledger.open(transaction.commit);
-                    self.count_transaction(&transaction);
-                    self.sending = Some(Sending { transaction, ticket, index: 0 });
-                    self.encode()?;
+                    self.open(transaction)?;
+                    self.commit_if_due()?;
                 }
                 Some(Item::Progress(position)) => self.pipe.ledger.progress(position),
-                None => break,
+                None => {
+                    self.dry = true;
+                    break;
+                }
             }
         }
         self.flush_or_gather()
+    }
+
+    /// Begins to send a transaction, unless it is published already.
+    fn open(&mut self, mut transaction: Transaction) -> Result<(), Error> {
+        let commit = transaction.commit;
+        self.count_transaction(&transaction);
+        let Some(published) = self.start.published_of(&commit) else {
+            self.pipe.metrics.repeated_transactions.inc();
+            self.pipe.source.recycle(transaction);
+            return Ok(());
+        };
+        for _ in 0..published {
+            let change = transaction.next_change().map_err(|source| Error::Spill { commit: commit.lsn, source })?;
+            if change.is_none() {
+                break;
+            }
+        }
+        let held = self.pipe.commit_before == Some(commit.lsn) && self.is_uncommitted();
+        let ticket = self.pipe.ledger.open(commit);
+        self.sending = Some(Sending { transaction, ticket, index: published, flushed: published > 0, held });
+        self.encode()
     }
 
     /// Goes on with a transaction that there was no room for.
@@ -216,11 +374,12 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
 
     /// Encodes the transaction that is being sent, as far as there is room.
     fn encode(&mut self) -> Result<(), Error> {
-        let Some(mut sending) = self.sending.take() else { return Ok(()) };
+        let Some(mut sending) = self.sending.take_if(|sending| !sending.held) else { return Ok(()) };
         let now = (self.pipe.clock)();
         let commit = sending.transaction.commit;
         let failed = |source| Error::Spill { commit: commit.lsn, source };
-        while self.has_room() {
+        let splits = self.splits(&sending);
+        while self.has_room() && !(splits && self.uncommitted.events >= self.pipe.commits.transaction_events_max) {
             let Some(change) = sending.transaction.next_change().map_err(failed)? else {
                 self.pipe.ledger.close(sending.ticket);
                 self.pipe.source.recycle(sending.transaction);
@@ -228,21 +387,31 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             };
             let first = self.batch.records.len();
             let ticket = sending.ticket;
-            if let Err(error) = self.pipe.encoder.encode(&commit, sending.index, &change, now, ticket, &mut self.batch)
-            {
+            let encoded = self.pipe.encoder.encode(&commit, sending.index, &change, now, ticket, &mut self.batch);
+            if let Err(source) = encoded {
                 self.batch.records.retain(|record| record.ticket != ticket);
-                return Err(error.into());
+                self.pipe.untold = Some(commit.lsn);
+                self.sending = Some(sending);
+                return Err(Error::Encode { commit: commit.lsn, source });
             }
             count_row(self.pipe.metrics, &change.op);
             sending.index += 1;
+            if splits {
+                self.batch.mark_from(first);
+            }
             let records = &self.batch.records[first..];
             let bytes: usize = records.iter().map(|record| self.batch.len_of(record)).sum();
+            self.uncommitted.events += records.len() as u64;
+            self.uncommitted.oldest.get_or_insert(commit.time);
             self.pipe.ledger.sent(sending.ticket, records.len() as u64, bytes as u64);
             self.pipe.metrics.record_bytes.inc_by(bytes as u64);
             if self.batch.bytes.len() >= BATCH_BYTES {
+                sending.flushed = true;
                 self.flush()?;
             }
         }
+        // Whoever cannot go on here flushes what there is.
+        sending.flushed = true;
         self.sending = Some(sending);
         Ok(())
     }
@@ -266,15 +435,143 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let next = self.pipe.sink.batch();
         let batch = std::mem::replace(&mut self.batch, next);
         self.sent_records += batch.records.len() as u64;
+        self.uncommitted.since.get_or_insert_with(Instant::now);
         self.pipe.metrics.records.inc_by(batch.records.len() as u64);
         self.pipe.sink.send(batch).map_err(|error| self.named(error))
     }
 
+    /// Whether a transaction is too large for one Kafka transaction.
+    fn splits(&self, sending: &Sending) -> bool {
+        self.pipe.commits.delivery == Delivery::ExactlyOnce
+            && sending.transaction.len() > self.pipe.commits.transaction_events_max
+    }
+
+    /// Some records of the transaction that is being sent have left.
+    fn flushed(&self) -> bool {
+        self.sending.as_ref().is_some_and(|sending| sending.flushed)
+    }
+
+    /// How far a progress record may reach now: with `exactly_once` it is committed together with what was sent, and else
+    /// it follows what is acknowledged.
+    fn reach(&self) -> Lsn {
+        match self.pipe.commits.delivery {
+            Delivery::ExactlyOnce => self.pipe.ledger.sent_whole(),
+            Delivery::AtLeastOnce => self.pipe.ledger.retired(),
+        }
+    }
+
+    /// There is something that no committed progress record covers.
+    fn is_uncommitted(&self) -> bool {
+        let ledger = &self.pipe.ledger;
+        self.uncommitted.committing.is_some() || self.reach() > ledger.confirmed() || ledger.tickets_in_flight() > 0
+    }
+
+    /// When a commit is due; `None` while one is on its way, and when there is nothing to commit.
+    fn commit_at(&self) -> Option<Instant> {
+        let Uncommitted { events, since, ref committing, committed_at, gap, .. } = self.uncommitted;
+        let progress = self.progress.as_ref()?;
+        if committing.is_some() {
+            return None;
+        }
+        let now = committed_at;
+        if progress.reached == Reached::Creating && self.sending.is_none() {
+            // From here on the slot is not made again when it is gone.
+            return Some(now);
+        }
+        let moved = self.reach() > self.pipe.ledger.confirmed();
+        let commits = &self.pipe.commits;
+        match (commits.delivery, &self.sending) {
+            (Delivery::AtLeastOnce, Some(sending)) if sending.held => moved.then_some(now),
+            (Delivery::AtLeastOnce, _) => {
+                moved.then_some(committed_at + if events > 0 { STATUS_GAP } else { PROGRESS_INTERVAL })
+            }
+            (Delivery::ExactlyOnce, Some(sending)) => {
+                let full = self.splits(sending) && events >= commits.transaction_events_max;
+                (full || sending.held && (events > 0 || moved)).then_some(now)
+            }
+            (Delivery::ExactlyOnce, None) if events == 0 => moved.then_some(committed_at + PROGRESS_INTERVAL),
+            (Delivery::ExactlyOnce, None) if events >= commits.events => Some(now),
+            (Delivery::ExactlyOnce, None) if self.dry => Some(committed_at + gap),
+            (Delivery::ExactlyOnce, None) => Some(since.unwrap_or(committed_at) + commits.interval),
+        }
+    }
+
+    fn commit_if_due(&mut self) -> Result<(), Error> {
+        match self.commit_at() {
+            Some(at) if at <= Instant::now() => self.commit(0),
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for a progress record that covers what was sent whole, or acknowledged, unless one is on its way or there is
+    /// nothing new. Of a transaction that is being sent it tells the part, unless it is one of `open` that is given up.
+    fn commit(&mut self, open: usize) -> Result<(), Error> {
+        let Some(before) = &self.progress else { return Ok(()) };
+        let end = self.reach();
+        let commits = &self.pipe.commits;
+        let partial = match &self.sending {
+            Some(sending) if open == 0 && self.splits(sending) && !sending.held => {
+                if self.uncommitted.events < commits.transaction_events_max {
+                    return Ok(());
+                }
+                Some(Partial { commit: sending.transaction.commit.lsn, index: sending.index })
+            }
+            // Within a transaction nothing can be committed but what holds all of it.
+            Some(sending)
+                if open == 0 && !sending.held && sending.flushed && commits.delivery == Delivery::ExactlyOnce =>
+            {
+                return Ok(());
+            }
+            _ => None,
+        };
+        let reached = Reached::End { end, partial };
+        let is_news = end > self.pipe.ledger.confirmed() || before.reached != reached || self.uncommitted.events > 0;
+        if self.uncommitted.committing.is_some() || !is_news {
+            return Ok(());
+        }
+        let found = &self.pipe.found;
+        let mut progress = before.clone();
+        progress.reached = reached;
+        progress.origin = found.origin.clone();
+        progress.fingerprint = found.fingerprint.clone();
+        progress.time = (self.pipe.clock)();
+        self.flush()?;
+        self.pipe.sink.commit(&progress).map_err(|error| self.named(error))?;
+        let events = std::mem::take(&mut self.uncommitted.events);
+        self.uncommitted.since = None;
+        self.uncommitted.committing = Some((reached, events));
+        self.progress = Some(progress);
+        Ok(())
+    }
+
     fn retire(&mut self, result: Result<(), SinkError>) -> Result<(), Error> {
-        for acknowledgement in self.acknowledged.drain(..) {
+        for acknowledgement in self.news.acknowledged.drain(..) {
             self.sent_records -= acknowledgement.records;
             self.pipe.metrics.records_acknowledged.inc_by(acknowledgement.records);
             self.pipe.ledger.acknowledge(acknowledgement);
+        }
+        if std::mem::take(&mut self.news.committed)
+            && let Some((Reached::End { end, .. }, events)) = self.uncommitted.committing.take()
+        {
+            self.pipe.ledger.commit(end);
+            self.pipe.metrics.commits.inc();
+            let (metrics, now) = (self.pipe.metrics, (self.pipe.clock)());
+            self.pipe.ledger.newly_retired().for_each(|committed| metrics.delivered(committed, now));
+            self.uncommitted.committed_at = Instant::now();
+            let gap = COMMIT_GAP_PER_EVENT.saturating_mul(events.min(u64::from(u32::MAX)) as u32);
+            self.uncommitted.gap = (COMMIT_GAP + gap).min(self.pipe.commits.interval.max(COMMIT_GAP));
+            self.uncommitted.oldest = self.pipe.ledger.oldest().map(|commit| commit.time);
+            if let Some(commit) = self.pipe.ledger.delivered() {
+                self.pipe.metrics.delivered_commit(commit.time);
+            }
+        }
+        if let Some(sending) = &self.sending
+            && sending.held
+            && self.uncommitted.committing.is_none()
+            && self.reach() <= self.pipe.ledger.confirmed()
+            && self.pipe.ledger.tickets_in_flight() == 1
+        {
+            self.sending.as_mut().expect("it was there").held = false;
         }
         result.map_err(|error| self.named(error))
     }
@@ -309,12 +606,18 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     fn show(&mut self) {
         let (metrics, ledger, now) = (self.pipe.metrics, &mut self.pipe.ledger, (self.pipe.clock)());
         metrics.beat();
-        ledger.retired().for_each(|committed| metrics.delivered(committed, now));
+        if self.pipe.commits.delivery == Delivery::AtLeastOnce {
+            ledger.newly_retired().for_each(|committed| metrics.delivered(committed, now));
+        }
         metrics.in_flight_bytes.set(ledger.bytes_in_flight());
         metrics.in_flight_transactions.set(ledger.tickets_in_flight() as u64);
-        let age = ledger.oldest().map_or(0, |commit| (now - commit.time).max(0));
+        let oldest = match self.pipe.commits.delivery {
+            Delivery::ExactlyOnce => self.uncommitted.oldest,
+            Delivery::AtLeastOnce => ledger.oldest().map(|commit: Commit| commit.time),
+        };
+        let age = oldest.map_or(0, |time| (now - time).max(0));
         metrics.lag_seconds.set(age as f64 / 1e6);
-        if let Some(commit) = ledger.delivered() {
+        if let (Delivery::AtLeastOnce, Some(commit)) = (self.pipe.commits.delivery, ledger.delivered()) {
             metrics.delivered_commit(commit.time);
         }
     }
@@ -328,6 +631,14 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             }
             other => Error::Sink(other),
         }
+    }
+}
+
+/// How to go on without a transaction that cannot be told; a table without a topic is for the config to mend.
+fn to_skip(error: &EncodeError, commit: Lsn) -> String {
+    match error {
+        EncodeError::Topic { .. } => String::new(),
+        _ => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
     }
 }
 

@@ -17,6 +17,7 @@ mod publication;
 mod slot;
 mod watch;
 mod inspect;
+pub mod save;
 #[cfg(test)]
 pub(crate) mod compose;
 
@@ -26,7 +27,10 @@ pub use slot::{Dropped, Warned};
 pub use watch::{Lagging, Watch};
 pub use wire::{Question, TableFacts, TableKind, TypeFact, Wire};
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant, SystemTime},
+};
 
 use catalog::Control;
 use fault::{Fault, Sorted};
@@ -54,6 +58,10 @@ pub struct Prepared {
     pub system_identifier: String,
     /// Counts the fail-overs of the cluster.
     pub timeline: u32,
+    /// Timelines before it, each with the position at which the log left it.
+    pub history: Vec<(u32, Lsn)>,
+    /// The end of the server's log.
+    pub end_of_log: Lsn,
     /// As the server prints it, such as `17.5`.
     pub server_version: String,
     /// The database's name.
@@ -85,8 +93,12 @@ pub struct Admissions {
     replication: Admission,
 }
 
+/// Asked when the slot is free, or absent, and before anything is made: whether to begin. It is told what the slot has
+/// confirmed, if it is there, and the system identifier, if we may know it.
+pub type Permit<'a, E> = dyn Fn(Option<Lsn>, Option<String>) -> Pin<Box<dyn Future<Output = Result<(), E>> + 'a>> + 'a;
+
 /// What whoever starts a stream has to say on the way.
-pub struct Start<'a> {
+pub struct Start<'a, E> {
     /// Keeps a process from warning of one thing at every start of the stream.
     pub warned: &'a Warned,
     /// Which of our sessions have been let in.
@@ -95,10 +107,12 @@ pub struct Start<'a> {
     pub waiting: &'a dyn Fn(),
     /// Asked before anything is made in the database.
     pub accept: &'a Accept<'a>,
+    /// Asked after that.
+    pub permit: &'a Permit<'a, E>,
 }
 
 /// Connects, sees to publication and slot, waits for the slot while another holds it, and starts to stream.
-pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Prepared), SourceError> {
+pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>) -> Result<(Session, Prepared), E> {
     let Admissions { control: asked, replication } = begin.admissions;
     let ends = Ends::of(config).map_err(|error| again(asked, error))?;
     let control = ends.control().await.map_err(|error| again(asked, error))?;
@@ -113,7 +127,7 @@ pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Pre
         replication.let_in();
         let start = async {
             let system = greeting.identify().await?;
-            Ok((greeting.start(&slot, &publications, control.clone()).await?, system))
+            Ok::<_, SourceError>((greeting.start(&slot, &publications, control.clone()).await?, system))
         };
         let late = || Fault::StartTimeout { slot: slot.clone(), seconds: START_TIMEOUT.as_secs() }.passing();
         let (session, system) = match timeout(START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late())) {
@@ -124,13 +138,15 @@ pub async fn connect(config: &Config, begin: &Start<'_>) -> Result<(Session, Pre
             {
                 continue;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         info!(%slot, %confirmed, publications = %publications.join(", "), "streaming");
         let prepared = Prepared {
             confirmed,
             system_identifier: system.identifier,
             timeline: system.timeline,
+            history: system.history,
+            end_of_log: system.end_of_log,
             server_version: server.version,
             database: server.database,
             slot,
@@ -153,6 +169,36 @@ fn again(admission: &Admission, error: SourceError) -> SourceError {
         }
         None => error,
     }
+}
+
+/// What a command that says where to go on has to know before it does.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// What the slot has confirmed, and the process that holds it; `None` when there is no slot.
+    pub slot: Option<(Lsn, Option<i32>)>,
+    /// Which log it is.
+    pub system_identifier: String,
+    /// Which timeline.
+    pub timeline: u32,
+    /// The end of the server's log.
+    pub end_of_log: Lsn,
+}
+
+/// Looks at the server and the slot.
+pub async fn look(config: &Config) -> Result<Look, SourceError> {
+    let ends = Ends::of(config)?;
+    let control = ends.control().await?;
+    let slot = control.slot(&config.slot()).await?;
+    if let Some(slot) = &slot {
+        slot.check(&config.slot(), &control.who.database)?;
+    }
+    let system = ends.greeting(&control).await?.identify().await?;
+    Ok(Look {
+        slot: slot.map(|slot| (slot.confirmed, slot.active_pid)),
+        system_identifier: system.identifier,
+        timeline: system.timeline,
+        end_of_log: system.end_of_log,
+    })
 }
 
 /// Drops the slot and the publications that offshoot made. A slot that is held is not touched, nor is anything else then.

@@ -16,18 +16,19 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
     change::Micros,
-    config::ChangesConfig,
+    config::{ChangesConfig, Delivery},
     format::debezium::Encoder,
     ledger::{Ledger, PlantedBug},
     lsn::Lsn,
-    pipeline::Pipeline,
+    pipeline::{Commits, Pipeline},
     postgres::{
         assemble::Assembler,
         compose::{self, Cell},
         stream::PostgresSource,
         wire::{Question, TableFacts, Wire},
     },
-    sink::{Acknowledgement, RecordBatch, Sink, SinkError, Ticket},
+    progress::{Found, Origin, Progress},
+    sink::{Acknowledgement, News, RecordBatch, Sink, SinkError, Ticket},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::Metrics,
@@ -68,12 +69,22 @@ struct World {
     position: Lsn,
     /// What the slot has confirmed.
     confirmed: Lsn,
-    /// Partitions of the topic.
+    /// What is promised in this world.
+    delivery: Delivery,
+    /// Partitions of the topic, as who reads what is committed sees them.
     topic: [Vec<Published>; PARTITIONS],
-    /// Everything that is in the topic.
+    /// Everything that is in the topic to be seen.
     durable: HashSet<Published>,
+    /// The open Kafka transaction.
+    open: [Vec<Published>; PARTITIONS],
+    /// The last progress record.
+    progress: Option<Progress>,
+    /// Counts who has taken over; whoever did so before the last is fenced off.
+    producers: u64,
     /// No faults from now on.
     peace: bool,
+    /// `limits.transaction_events`.
+    transaction_events_max: u64,
     /// The first promise that was broken.
     broken: Option<String>,
     planted: Option<PlantedBug>,
@@ -87,10 +98,17 @@ struct World {
 type Shared = Rc<RefCell<World>>;
 
 impl World {
-    fn new(seed: u64, planted: Option<PlantedBug>) -> Self {
+    fn new(seed: u64, delivery: Delivery, planted: Option<PlantedBug>) -> Self {
         let start = Lsn(1000);
+        let mut rng = Rng::with_seed(seed);
+        let events = if rng.bool() { 10_000 } else { rng.u64(5..40) };
         Self {
-            rng: Rng::with_seed(seed),
+            rng,
+            transaction_events_max: events,
+            delivery,
+            open: Default::default(),
+            progress: Some(Progress::creating(1, origin(), String::new(), 0)),
+            producers: 0,
             log: Vec::new(),
             position: start,
             confirmed: start,
@@ -170,11 +188,15 @@ impl World {
             let first = first_of.entry((p.commit, p.key)).or_insert(p.index);
             *first = (*first).min(p.index);
         }
+        let mut seen = HashSet::new();
         for partition in self.topic.clone() {
             let mut last: BTreeMap<u8, Published> = BTreeMap::new();
             for p in partition {
                 if !expected.contains(&p) {
                     self.break_promise(format!("{p:?} was invented"));
+                }
+                if !seen.insert(p) && self.delivery == Delivery::ExactlyOnce {
+                    self.break_promise(format!("{p:?} was published twice"));
                 }
                 if let Some(&before) = last.get(&p.key)
                     && p <= before
@@ -190,6 +212,10 @@ impl World {
             self.break_promise(format!("the slot stays at {}, the log goes to {end}", self.confirmed));
         }
     }
+}
+
+fn origin() -> Origin {
+    Origin { system_identifier: "7".into(), timeline: 1, slot: "offshoot_sim".into() }
 }
 
 fn partition(key: u8) -> usize {
@@ -301,13 +327,20 @@ impl Wire for SimWire {
     async fn close(self) {}
 }
 
-/// A producer to the model broker: appends in order per partition, acknowledges late and in any order across partitions.
+/// A producer to the model broker: appends in order per partition, acknowledges late and in any order across partitions,
+/// commits late.
 struct SimSink {
     world: Shared,
+    /// Which of those that have taken over this is; 0 before.
+    producer: u64,
     /// Sent, not appended.
     queues: [VecDeque<(Published, Ticket, u64)>; PARTITIONS],
     /// Appended, not acknowledged, with the time when it will be.
     acknowledgements: Vec<(Instant, Acknowledgement)>,
+    /// What is to be committed when everything before it has been appended, and, from then on, when.
+    commit: Option<(Progress, Option<Instant>)>,
+    /// Batches that were sent after the commit was asked for.
+    after: VecDeque<RecordBatch>,
     fails_at: Instant,
 }
 
@@ -316,43 +349,73 @@ impl SimSink {
         let mut w = world.borrow_mut();
         let until = if w.peace { 1 << 30 } else { w.rng.u64(1..10_000) };
         drop(w);
-        let fails_at = Instant::now() + Duration::from_millis(until);
-        Self { world: world.clone(), queues: Default::default(), acknowledgements: Vec::new(), fails_at }
+        Self {
+            world: world.clone(),
+            producer: 0,
+            queues: Default::default(),
+            acknowledgements: Vec::new(),
+            commit: None,
+            after: VecDeque::new(),
+            fails_at: Instant::now() + Duration::from_millis(until),
+        }
     }
 
-    /// The broker takes some records of each partition, in order.
+    fn is_fenced(&self) -> bool {
+        let world = self.world.borrow();
+        world.delivery == Delivery::ExactlyOnce && self.producer != world.producers
+    }
+
+    /// The broker takes some records of each partition, in order, and perhaps the commit behind them.
     fn append_some(&mut self) {
+        if self.is_fenced() {
+            return;
+        }
         let mut world = self.world.borrow_mut();
         for (partition, queue) in self.queues.iter_mut().enumerate() {
             let some = world.rng.usize(0..=queue.len().min(30));
             let delay = Duration::from_millis(world.rng.u64(0..400));
             for (published, ticket, bytes) in queue.drain(..some) {
-                world.topic[partition].push(published);
-                world.durable.insert(published);
+                match world.delivery {
+                    Delivery::ExactlyOnce => world.open[partition].push(published),
+                    Delivery::AtLeastOnce => {
+                        world.topic[partition].push(published);
+                        world.durable.insert(published);
+                    }
+                }
                 self.acknowledgements.push((Instant::now() + delay, Acknowledgement { ticket, records: 1, bytes }));
             }
+        }
+        // Without transactions the progress record is one of another partition, and waits for nobody.
+        let arrived = self.queues.iter().all(VecDeque::is_empty) && self.acknowledgements.is_empty();
+        if let Some((_, at @ None)) = &mut self.commit
+            && (arrived || world.delivery == Delivery::AtLeastOnce)
+        {
+            *at = Some(Instant::now() + Duration::from_millis(world.rng.u64(0..200)));
+        }
+    }
+
+    /// The broker commits what has been appended, and the progress record with it.
+    fn commit_now(&mut self) {
+        let Some((progress, _)) = self.commit.take() else { return };
+        let world = &mut *self.world.borrow_mut();
+        for (open, topic) in world.open.iter_mut().zip(&mut world.topic) {
+            world.durable.extend(open.iter().copied());
+            topic.append(open);
+        }
+        if world.progress.as_ref().is_none_or(|before| progress.supersedes(before)) {
+            world.progress = Some(progress);
         }
     }
 
     fn in_flight(&self) -> usize {
-        self.queues.iter().map(VecDeque::len).sum::<usize>() + self.acknowledgements.len()
-    }
-}
-
-impl Drop for SimSink {
-    /// A producer that dies leaves requests on the way: some of them still arrive.
-    fn drop(&mut self) {
-        self.world.borrow_mut().in_flight = self.in_flight() > 0;
-        self.append_some();
-    }
-}
-
-impl Sink for SimSink {
-    fn batch(&mut self) -> RecordBatch {
-        RecordBatch::default()
+        let after: usize = self.after.iter().map(|batch| batch.records.len()).sum();
+        self.queues.iter().map(VecDeque::len).sum::<usize>()
+            + self.acknowledgements.len()
+            + after
+            + usize::from(self.commit.is_some())
     }
 
-    fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError> {
+    fn enqueue(&mut self, batch: &RecordBatch) {
         for record in &batch.records {
             let text = |range: &Option<std::ops::Range<usize>>| {
                 std::str::from_utf8(&batch.bytes[range.clone().expect("neither is null here")])
@@ -376,27 +439,82 @@ impl Sink for SimSink {
             let bytes = batch.len_of(record) as u64;
             self.queues[partition(key)].push_back((published, record.ticket, bytes));
         }
+    }
+}
+
+impl Drop for SimSink {
+    /// A producer that dies leaves requests on the way: some of them still arrive.
+    fn drop(&mut self) {
+        self.world.borrow_mut().in_flight = self.in_flight() > 0;
+        self.append_some();
+        let arrives = self.world.borrow_mut().rng.bool();
+        if arrives && !self.is_fenced() && matches!(self.commit, Some((_, Some(_)))) {
+            self.commit_now();
+        }
+    }
+}
+
+impl Sink for SimSink {
+    async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
+        let wait = self.world.borrow_mut().rng.u64(0..300);
+        sleep_until((Instant::now() + Duration::from_millis(wait)).min(self.fails_at)).await;
+        if Instant::now() >= self.fails_at {
+            return Err(SinkError::Passing(passing("broker transport failure")));
+        }
+        let mut world = self.world.borrow_mut();
+        world.producers += 1;
+        self.producer = world.producers;
+        world.open = Default::default();
+        Ok(world.progress.clone())
+    }
+
+    fn batch(&mut self) -> RecordBatch {
+        RecordBatch::default()
+    }
+
+    fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError> {
+        match self.commit {
+            Some(_) => self.after.push_back(batch),
+            None => self.enqueue(&batch),
+        }
         Ok(())
     }
 
-    async fn acknowledged(&mut self, into: &mut Vec<Acknowledgement>) -> Result<(), SinkError> {
+    fn commit(&mut self, progress: &Progress) -> Result<(), SinkError> {
+        assert!(self.commit.is_none(), "one commit at a time");
+        self.commit = Some((progress.clone(), None));
+        Ok(())
+    }
+
+    async fn news(&mut self, into: &mut News) -> Result<(), SinkError> {
         loop {
             let now = Instant::now();
             if now >= self.fails_at {
                 return Err(SinkError::Passing(passing("broker transport failure")));
             }
-            let before = into.len();
+            if self.is_fenced() {
+                return Err(SinkError::Passing(passing("fenced")));
+            }
+            let before = into.acknowledged.len();
             self.acknowledgements.retain(|(at, acknowledgement)| {
                 if *at <= now {
-                    into.push(*acknowledgement);
+                    into.acknowledged.push(*acknowledgement);
                 }
                 *at > now
             });
-            if into.len() > before {
+            if matches!(self.commit, Some((_, Some(at))) if at <= now) {
+                self.commit_now();
+                into.committed = true;
+                for batch in std::mem::take(&mut self.after) {
+                    self.enqueue(&batch);
+                }
+            }
+            if into.acknowledged.len() > before || into.committed {
                 return Ok(());
             }
             let wait = Duration::from_millis(self.world.borrow_mut().rng.u64(1..200));
-            let next = self.acknowledgements.iter().map(|(at, _)| *at).min().unwrap_or(now + wait);
+            let commit = self.commit.as_ref().and_then(|(_, at)| *at);
+            let next = self.acknowledgements.iter().map(|(at, _)| *at).chain(commit).min().unwrap_or(now + wait);
             sleep_until(next.min(now + wait).min(self.fails_at)).await;
             self.append_some();
         }
@@ -430,6 +548,21 @@ async fn live(world: &Shared, metrics: &Metrics) {
             sink: SimSink::connect(world),
             encoder,
             ledger,
+            found: Found {
+                origin: origin(),
+                history: Vec::new(),
+                confirmed,
+                end_of_log: world.borrow().position,
+                fingerprint: String::new(),
+            },
+            commits: Commits {
+                delivery: world.borrow().delivery,
+                interval: Duration::from_millis(100),
+                events: 20,
+                transaction_events_max: world.borrow().transaction_events_max,
+            },
+            commit_before: None,
+            untold: None,
             in_flight_bytes_max: budget,
             clock: || EPOCH,
             metrics,
@@ -448,11 +581,11 @@ async fn live(world: &Shared, metrics: &Metrics) {
 }
 
 /// Lives the lives of one seed and judges what is left.
-fn world(seed: u64, planted: Option<PlantedBug>) -> World {
+fn world(seed: u64, delivery: Delivery, planted: Option<PlantedBug>) -> World {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     let metrics = Metrics::default();
-    let world = Rc::new(RefCell::new(World::new(seed, planted)));
+    let world = Rc::new(RefCell::new(World::new(seed, delivery, planted)));
     for life in 1..=LIVES {
         world.borrow_mut().peace = life == LIVES;
         runtime.block_on(live(&world, &metrics));
@@ -476,10 +609,19 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn no_crash_loses_invents_or_reorders() {
+    live_and_judge(Delivery::AtLeastOnce);
+}
+
+#[test]
+fn no_crash_loses_invents_reorders_or_repeats() {
+    live_and_judge(Delivery::ExactlyOnce);
+}
+
+fn live_and_judge(delivery: Delivery) {
     let (mut lives, mut died_in_flight, mut records) = (0, 0, 0);
     let began = std::time::Instant::now();
     for seed in seeds() {
-        let world = world(seed, None);
+        let world = world(seed, delivery, None);
         if let Some(broken) = world.broken {
             panic!("seed {seed}: {broken}; again with OFFSHOOT_SEED={seed}");
         }
@@ -495,9 +637,11 @@ fn no_crash_loses_invents_or_reorders() {
 
 #[test]
 fn a_seed_lives_the_same_lives_again() {
-    let topic = |seed| world(seed, None).topic;
-    assert_eq!(topic(3), topic(3));
-    assert_ne!(topic(3), topic(4));
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let topic = |seed| world(seed, delivery, None).topic;
+        assert_eq!(topic(3), topic(3));
+        assert_ne!(topic(3), topic(4));
+    }
 }
 
 /// The simulation counts only because it finds these.
@@ -505,7 +649,7 @@ fn a_seed_lives_the_same_lives_again() {
 fn each_planted_bug_is_found() {
     const SEEDS_MAX: u64 = 20;
     for bug in [PlantedBug::ConfirmsNewest, PlantedBug::ConfirmsReceived, PlantedBug::RetiresOneEarly] {
-        let found = (0..SEEDS_MAX).find(|&seed| world(seed, Some(bug)).broken.is_some());
+        let found = (0..SEEDS_MAX).find(|&seed| world(seed, Delivery::AtLeastOnce, Some(bug)).broken.is_some());
         assert!(found.is_some(), "{bug:?} was not found within {SEEDS_MAX} seeds");
     }
 }

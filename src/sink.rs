@@ -2,9 +2,14 @@
 
 use std::{error::Error, future::Future, ops::Range, sync::Arc};
 
+use crate::progress::Progress;
+
 /// Names a transaction in flight: the ledger opened it, each of its records carries it, each acknowledgement names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
+
+/// The header of a record whose transaction is spread over several Kafka transactions, so that it may be seen in part.
+pub const SPLIT: &str = "offshoot-split";
 
 /// Records on their way to the sink, their bytes in one buffer, in the order in which they are to be sent.
 #[derive(Debug, Default)]
@@ -78,6 +83,20 @@ impl RecordBatch {
         len(&record.key) + len(&record.payload) + headers
     }
 
+    /// Marks the records from this one on as of a transaction that is spread over several Kafka transactions.
+    pub fn mark_from(&mut self, first: usize) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(b"true");
+        for record in &mut self.records[first..] {
+            // A record's headers stand together.
+            let own = self.headers[record.headers.clone()].to_vec();
+            let from = self.headers.len();
+            self.headers.extend(own);
+            self.headers.push(Header { name: SPLIT, value: start..start + 4 });
+            record.headers = from..self.headers.len();
+        }
+    }
+
     /// Empties the batch and keeps its buffers.
     pub fn clear(&mut self) {
         self.bytes.clear();
@@ -98,16 +117,32 @@ pub struct Acknowledgement {
     pub bytes: u64,
 }
 
+/// What became of what was sent.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Records that are durable. With `exactly_once` nobody sees them before they are committed.
+    pub acknowledged: Vec<Acknowledgement>,
+    /// The commit that was asked for is done: its progress record, and everything sent before it, is there to be seen.
+    pub committed: bool,
+}
+
 /// Somewhere that records become durable, in order per key.
 pub trait Sink {
+    /// Makes sure that whoever published before us can publish no more, and says how far it came. Called once, first.
+    fn take_over(&mut self) -> impl Future<Output = Result<Option<Progress>, SinkError>>;
+
     /// An empty batch to fill.
     fn batch(&mut self) -> RecordBatch;
 
     /// Takes records to send in order. Never waits: how much may be in flight is the pipeline's to bound.
     fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError>;
 
-    /// Waits until records have become durable and appends which. Cancel safe.
-    fn acknowledged(&mut self, into: &mut Vec<Acknowledgement>) -> impl Future<Output = Result<(), SinkError>>;
+    /// Writes a progress record after everything that was sent, and with `exactly_once` commits it all. Never waits; one
+    /// commit at a time.
+    fn commit(&mut self, progress: &Progress) -> Result<(), SinkError>;
+
+    /// Waits for news and adds them to those that are there. Cancel safe.
+    fn news(&mut self, into: &mut News) -> impl Future<Output = Result<(), SinkError>>;
 
     /// Gives up what is in flight and ends.
     fn close(self) -> impl Future<Output = ()>;

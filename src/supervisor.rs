@@ -86,8 +86,8 @@ fn lasting(fault: &Error) -> Option<Exit> {
         Error::Source(error) => Some(error.into()),
         Error::Sink(error) => Some(error.into()),
         Error::Record { .. } => Some(Exit::Sink),
-        Error::Encode(EncodeError::Topic { .. }) => Some(Exit::Config),
-        Error::Encode(_) => Some(Exit::Undecodable),
+        Error::Encode { source: EncodeError::Topic { .. }, .. } => Some(Exit::Config),
+        Error::Encode { .. } => Some(Exit::Undecodable),
         Error::Spill { .. } => Some(Exit::Unexpected),
     }
 }
@@ -97,10 +97,10 @@ fn kind(fault: &Error) -> &'static str {
     match fault {
         Error::Source(SourceError::Passing(_)) => "source_passing",
         Error::Source(SourceError::Refused(_)) => "source_refused",
-        Error::Source(SourceError::Config(_)) => "config",
+        Error::Source(SourceError::Config(_)) | Error::Encode { source: EncodeError::Topic { .. }, .. } => "config",
         Error::Source(SourceError::SlotLost(_)) => "slot_lost",
         Error::Source(SourceError::SlotLimit(_)) => "slot_limit",
-        Error::Source(SourceError::Undecodable(_)) | Error::Encode(_) => "undecodable",
+        Error::Source(SourceError::Undecodable(_)) | Error::Encode { .. } => "undecodable",
         Error::Source(SourceError::Spill(_)) | Error::Spill { .. } => "spill",
         Error::Sink(SinkError::Passing(_)) => "sink_passing",
         Error::Sink(SinkError::Refused(_)) => "sink_refused",

@@ -183,6 +183,10 @@ pub struct Seams {
     pub record_bytes: Counter,
     /// Records that are durable.
     pub records_acknowledged: Counter,
+    /// Progress records that are committed.
+    pub commits: Counter,
+    /// Transactions that came again although they are published, and were left out.
+    pub repeated_transactions: Counter,
     /// Starts after the first.
     pub restarts: Counter,
     /// Bytes sent and not acknowledged.
@@ -276,6 +280,14 @@ impl Metrics {
                 Unit::Bytes,
             ),
             records_acknowledged: of.plain("records_acknowledged", "Records that Kafka has acknowledged"),
+            commits: of.plain(
+                "commits",
+                "Progress records that Kafka has committed, with exactly_once each in one Kafka transaction with its events",
+            ),
+            repeated_transactions: of.plain(
+                "repeated_transactions",
+                "Transactions that Postgres sent again although their events are published, and that were left out",
+            ),
             restarts: of.plain("restarts", "Times the stream was started again after an error"),
             errors: of.family("errors", "Errors that ended the stream, by kind"),
             in_flight_bytes: of.unit("in_flight", "Bytes sent to Kafka and not acknowledged", Unit::Bytes),

@@ -229,7 +229,7 @@ fn of_topic(name: &str, found: &TopicFound, config: &KafkaConfig) -> Finding {
 mod tests {
     use super::*;
     use crate::{
-        config::{Delivery, Topics},
+        config::Delivery,
         kafka::admin::{BrokerReport, KafkaFault, KafkaFaultKind, TopicReport},
     };
 
@@ -330,12 +330,7 @@ not ready: 1 thing to mend
 
     #[test]
     fn kafka_is_told_as_cluster_topics_and_faults() {
-        let config = KafkaConfig {
-            brokers: "k:9092".into(),
-            delivery: Delivery::AtLeastOnce,
-            topics: Topics::default(),
-            properties: Default::default(),
-        };
+        let config = KafkaConfig::at("k:9092", Delivery::AtLeastOnce);
         let topic = |name: &str, found| TopicReport { name: name.into(), found };
         let found = TopicFound { partitions: 6, replication: 1, ..TopicFound::default() };
         let report = KafkaReport {

@@ -1,13 +1,26 @@
 //! What is to be dropped -> the answer of whoever sits at the terminal.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::{
+    io::{self, BufRead, IsTerminal, Write},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     causes::told,
     config::Config,
     exit::Exit,
+    kafka,
+    pipeline::Error,
     postgres::{self, Dropped},
+    progress::Progress,
+    sink::SinkError,
 };
+
+use super::stream::now;
+
+/// How long Kafka may take to hear of it: the slot is gone by then, which is what the database needs.
+const FORGET_WAIT: Duration = Duration::from_secs(15);
 
 /// May it be dropped?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +59,8 @@ impl Consent {
 pub async fn drop(config: &Config, yes: bool) -> Exit {
     let stdin = io::stdin();
     let consent = Consent::new(yes, stdin.is_terminal());
-    match ask(&things(config), consent, &mut stdin.lock(), &mut anstream::stderr()) {
+    let question = ("This drops, for good:", "Changes that are committed from now on will not be published. Drop?");
+    match ask(question, &things(config), consent, &mut stdin.lock(), &mut anstream::stderr()) {
         Ok(Answer::Yes) => {}
         Ok(Answer::No) => {
             anstream::eprintln!("nothing was dropped");
@@ -64,7 +78,7 @@ pub async fn drop(config: &Config, yes: bool) -> Exit {
     match postgres::drop_all(config).await {
         Ok(dropped) => {
             anstream::eprint!("{}", report(&dropped));
-            Exit::Clean
+            forget(config).await
         }
         Err(error) => {
             anstream::eprintln!("failed to {}", told(&error));
@@ -91,9 +105,43 @@ fn report(dropped: &Dropped) -> String {
     if text.is_empty() { "nothing was there\n".into() } else { text }
 }
 
-/// Says what will be dropped, then asks where it must.
-pub fn ask(things: &[String], consent: Consent, from: &mut dyn BufRead, to: &mut dyn Write) -> io::Result<Answer> {
-    writeln!(to, "This drops, for good:")?;
+/// Lets the progress record say that a slot is to be made: the next `run` begins anew, and that is no gap.
+async fn forget(config: &Config) -> Exit {
+    let kafka = &config.sink.kafka;
+    let forgotten = async {
+        let Some(progress) = kafka::progress::read(kafka, &config.name, &Arc::default()).await? else { return Ok(()) };
+        let next = |_: Option<&Progress>| {
+            let mut next = Progress::creating(progress.epoch + 1, progress.origin, progress.fingerprint, now());
+            next.skipped = progress.skipped;
+            Ok(next)
+        };
+        super::write_progress(config, next).await
+    };
+    match tokio::time::timeout(FORGET_WAIT, forgotten).await.unwrap_or_else(|_| Err(late())) {
+        Ok(()) => Exit::Clean,
+        Err(error) => {
+            anstream::eprintln!(
+                "the progress record in kafka stays, and a later `run` will ask for `offshoot resume --new-slot`: failed to {}",
+                told(&error)
+            );
+            super::exit_of(&error)
+        }
+    }
+}
+
+fn late() -> Error {
+    Error::Sink(SinkError::Passing(format!("reach kafka within {} s", FORGET_WAIT.as_secs()).into()))
+}
+
+/// Says what will be done, then asks where it must.
+pub fn ask(
+    (what, question): (&str, &str),
+    things: &[String],
+    consent: Consent,
+    from: &mut dyn BufRead,
+    to: &mut dyn Write,
+) -> io::Result<Answer> {
+    writeln!(to, "{what}")?;
     for thing in things {
         writeln!(to, "  {thing}")?;
     }
@@ -102,7 +150,7 @@ pub fn ask(things: &[String], consent: Consent, from: &mut dyn BufRead, to: &mut
         Consent::Nobody => return Ok(Answer::NobodyThere),
         Consent::Ask => {}
     }
-    write!(to, "Changes that are committed from now on will not be published. Drop? [y/N] ")?;
+    write!(to, "{question} [y/N] ")?;
     to.flush()?;
     let mut line = String::new();
     from.read_line(&mut line)?;
@@ -119,7 +167,8 @@ mod tests {
     fn asked(consent: Consent, typed: &str) -> (Answer, String) {
         let mut said = Vec::new();
         let things = ["slot offshoot_shop".into(), "publication offshoot_shop".into()];
-        let answer = ask(&things, consent, &mut typed.as_bytes(), &mut said).unwrap();
+        let answer =
+            ask(("This drops, for good:", "Drop?"), &things, consent, &mut typed.as_bytes(), &mut said).unwrap();
         (answer, String::from_utf8(said).unwrap())
     }
 

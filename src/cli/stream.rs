@@ -1,6 +1,7 @@
 //! Config -> attempts: both ends connected and the loop run, again and again until it ends for good.
 
 use std::{
+    cell::Cell,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -12,13 +13,15 @@ use tracing::{debug, error, info, warn};
 use crate::{
     admission::Admission,
     change::Micros,
-    config::{Config, SlotWalAction},
+    config::{Config, Delivery, SlotWalAction},
     exit::Exit,
     format::debezium::Encoder,
-    kafka::producer::KafkaSink,
+    kafka::{self, producer::KafkaSink},
     ledger::Ledger,
-    pipeline::{Error, Pipeline},
+    lsn::Lsn,
+    pipeline::{Commits, Error, Pipeline},
     postgres::{self, Start, Warned, Watch, assemble::Assembler, stream::PostgresSource, tables::Patterns},
+    progress::{self, Found, Gap, Origin, Progress},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
@@ -39,11 +42,21 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
         error!("failed to {why}");
         return Exit::Config;
     }
-    info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = "at_least_once", "starting");
+    let delivery = config.sink.kafka.delivery;
+    info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = delivery.as_str(), "starting");
     let warned = Warned::default();
     let admissions = Admissions::default();
+    let untold = Cell::new(None);
     let attempt = async || {
-        let attempt = attempt(config, metrics, &warned, &admissions, &shutdown).await;
+        let first = attempt(config, metrics, &warned, &admissions, &shutdown, &untold).await;
+        let attempt = match (&first.result, untold.get()) {
+            // What was sent with it was given up with it: once more, and this time what comes before it is committed first.
+            (Err(Error::Encode { .. } | Error::Record { .. }), Some(commit)) if delivery == Delivery::ExactlyOnce => {
+                info!(%commit, "a transaction cannot be told; what comes before it is published first");
+                attempt(config, metrics, &warned, &admissions, &shutdown, &untold).await
+            }
+            _ => first,
+        };
         relieve(config, metrics, attempt).await
     };
     metrics
@@ -58,12 +71,15 @@ struct Admissions {
     sink: Arc<Admission>,
 }
 
+/// Connects, streams until it ends, and closes. `untold` is the transaction that an attempt before could not tell, and
+/// that this one cannot.
 async fn attempt(
     config: &Config,
     metrics: &Metrics,
     warned: &Warned,
     admissions: &Admissions,
     shutdown: &CancellationToken,
+    untold: &Cell<Option<Lsn>>,
 ) -> Attempt {
     metrics.set_state(State::Starting);
     let connected = tokio::select! {
@@ -76,12 +92,15 @@ async fn attempt(
         Err(error) => return Attempt { result: Err(error), progressed: false },
     };
     let began = pipeline.ledger.confirmed();
-    metrics.set_state(State::Streaming);
+    pipeline.commit_before = untold.take();
     let result = tokio::select! {
         result = pipeline.run(shutdown.cancelled()) => result,
         error = watch(&mut watched, config, metrics, warned, admissions) => Err(error.into()),
     };
     let confirmed = pipeline.ledger.confirmed();
+    if pipeline.commit_before.is_none() {
+        untold.set(pipeline.untold);
+    }
     match (&result, pipeline.ledger.tickets_in_flight()) {
         (Ok(()), 0) => info!(%confirmed, "everything that was read is published"),
         (Ok(()), left) => {
@@ -94,6 +113,30 @@ async fn attempt(
 }
 
 type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;
+
+/// Whether to begin, with a slot that has confirmed so much or that is still to be made: by what Kafka knows of us.
+async fn permit(
+    config: &Config,
+    admission: &Arc<Admission>,
+    slot: Option<Lsn>,
+    system: Option<String>,
+) -> Result<(), Error> {
+    let lost = |gap: Gap| Error::Source(SourceError::SlotLost(Box::new(gap)));
+    let kafka = &config.sink.kafka;
+    let progress = kafka::progress::read(kafka, &config.name, admission).await?;
+    let system_identifier = system.unwrap_or_default();
+    let origin = Origin { system_identifier, timeline: 0, slot: config.slot() };
+    if !origin.system_identifier.is_empty() {
+        progress::same_system(progress.as_ref(), &origin).map_err(lost)?;
+    }
+    progress::may_begin(progress.as_ref(), slot, &origin.slot).map_err(lost)?;
+    if progress.is_none() {
+        // So that a slot which is there without a word of ours is another's, or of a progress topic that was lost.
+        let first = Progress::creating(1, origin, config.fingerprint(), now());
+        kafka::progress::write_first(kafka, &config.name, first).await?;
+    }
+    Ok(())
+}
 
 /// Takes the slot, then starts the producer.
 async fn connect<'a>(
@@ -109,8 +152,21 @@ async fn connect<'a>(
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
         accept: &|tables| accept(config, tables),
+        permit: &|slot, system| Box::pin(permit(config, &admissions.sink, slot, system)),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
+    let kafka = &config.sink.kafka;
+    let found = Found {
+        origin: Origin {
+            system_identifier: prepared.system_identifier,
+            timeline: prepared.timeline,
+            slot: prepared.slot,
+        },
+        history: prepared.history,
+        confirmed: prepared.confirmed,
+        end_of_log: prepared.end_of_log,
+        fingerprint: config.fingerprint(),
+    };
     let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
     let spill =
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
@@ -122,9 +178,18 @@ async fn connect<'a>(
     let source = PostgresSource::new(session, Assembler::new(wanted, spill), prepared.confirmed, now);
     let pipeline = Pipeline {
         source,
-        sink: KafkaSink::connect(&config.sink.kafka, &config.name, memory as usize, &admissions.sink)?,
+        sink: KafkaSink::connect(kafka, &config.name, memory as usize, &admissions.sink)?,
         encoder: encoder(config, &prepared.database).map_err(misfit)?,
         ledger: Ledger::new(prepared.confirmed),
+        found,
+        commits: Commits {
+            delivery: kafka.delivery,
+            interval: kafka.commit_interval,
+            events: kafka.commit_events,
+            transaction_events_max: config.limits.transaction_events,
+        },
+        commit_before: None,
+        untold: None,
         in_flight_bytes_max: memory,
         clock: now,
         metrics,
@@ -159,6 +224,8 @@ async fn watch(
         admissions: &admissions.source,
         waiting: &|| {},
         accept: &|tables| accept(config, tables),
+        // What streams has begun.
+        permit: &|_, _| Box::pin(async { Ok(()) }),
     };
     let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -189,6 +256,7 @@ async fn relieve(config: &Config, metrics: &Metrics, attempt: Attempt) -> Attemp
     }
 }
 
-fn now() -> Micros {
+/// Our clock.
+pub(super) fn now() -> Micros {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
 }

@@ -1,5 +1,7 @@
 //! `Config` -> `Config` that can work: what YAML and types cannot say. Pure.
 
+use std::{ops::RangeInclusive, time::Duration};
+
 use bytesize::ByteSize;
 
 use super::{
@@ -13,6 +15,10 @@ use super::{
 const MEMORY_MIN: ByteSize = ByteSize::mib(8);
 /// Four segments: Postgres keeps about so much for any slot, from one checkpoint or long transaction to the next.
 const SLOT_WAL_STOP_MIN: ByteSize = ByteSize::mib(64);
+/// Readers of what is committed wait as long; and Kafka gives up what stays open for too long.
+const COMMIT_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
+/// Smaller ones would be a Kafka transaction for every few records.
+const TRANSACTION_EVENTS_MIN: u64 = 1000;
 /// With `offshoot_` before it this is Postgres' longest name.
 const NAME_LEN_MAX: usize = 54;
 /// Postgres' `NAMEDATALEN - 1`.
@@ -68,6 +74,10 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     if config.limits.memory < MEMORY_MIN {
         return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());
     }
+    if config.limits.transaction_events < TRANSACTION_EVENTS_MIN {
+        let said = format!("`limits.transaction_events` must be at least {TRANSACTION_EVENTS_MIN}");
+        return refuse(&["limits", "transaction_events"], said);
+    }
     if config.limits.slot_wal_stop.is_some_and(|size| size < SLOT_WAL_STOP_MIN) {
         let said = "`limits.slot_wal_stop` must be at least 64MiB: a slot keeps some log even when nothing is late";
         return refuse(&["limits", "slot_wal_stop"], said.into());
@@ -104,6 +114,12 @@ fn check_kafka(kafka: &KafkaConfig, tree: &Node) -> Result<(), Flaw> {
     let is_broker = |broker: &str| !broker.is_empty() && !broker.contains(char::is_whitespace);
     if !kafka.brokers.split(',').all(|broker| is_broker(broker.trim())) {
         return refuse(&["brokers"], "`sink.kafka.brokers` must be `host:port`, with commas between several".into());
+    }
+    if !COMMIT_INTERVAL.contains(&kafka.commit_interval) {
+        return refuse(&["commit_interval"], "`sink.kafka.commit_interval` must be from 1ms to 10s".into());
+    }
+    if kafka.commit_events == 0 {
+        return refuse(&["commit_events"], "`sink.kafka.commit_events` must be at least 1".into());
     }
     if kafka.topics.partitions < 1 {
         return refuse(&["topics", "partitions"], "`sink.kafka.topics.partitions` must be at least 1".into());

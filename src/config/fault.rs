@@ -89,15 +89,6 @@ const NOT_BUILT: &[(&str, &str)] = &[
     ("changes.format=flat", "`changes.format: flat` is not built yet in this version; write `debezium`"),
     ("changes.schemas", "`changes.schemas` is not built yet in this version; records leave without schemas"),
     ("changes.skipped_operations", "`changes.skipped_operations` is not built yet in this version; remove it"),
-    ("sink.kafka.delivery=exactly_once", "`exactly_once` is not in this version; write `delivery: at_least_once`"),
-    (
-        "sink.kafka.commit_interval",
-        "`sink.kafka.commit_interval` belongs to exactly_once, which is not in this version; remove it",
-    ),
-    (
-        "sink.kafka.commit_events",
-        "`sink.kafka.commit_events` belongs to exactly_once, which is not in this version; remove it",
-    ),
 ];
 
 /// What a key that must be there looks like.
@@ -108,7 +99,6 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("sink", "write `sink: { kafka: { brokers: \"host:9092\", delivery: at_least_once } }`"),
     ("sink.kafka", "write `kafka: { brokers: \"host:9092\", delivery: at_least_once }`"),
     ("sink.kafka.brokers", "write `brokers: host:9092`"),
-    ("sink.kafka.delivery", "write `delivery: at_least_once`, the only one in this version"),
     ("changes.tables", "write `tables: [public.*]`"),
 ];
 

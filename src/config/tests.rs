@@ -149,11 +149,6 @@ fn missing_keys_are_named_with_what_to_write() {
         "c.yaml:5:3: missing key `brokers` in `sink.kafka`; write `brokers: host:9092`",
     );
     refuses(
-        "    delivery: at_least_once\n",
-        "",
-        "c.yaml:5:3: missing key `delivery` in `sink.kafka`; write `delivery: at_least_once`, the only one in this version",
-    );
-    refuses(
         "  tables: [public.*]",
         "  topic: x",
         "c.yaml:12:1: missing key `tables` in `changes`; write `tables: [public.*]`",
@@ -427,19 +422,33 @@ fn what_this_version_has_not_is_said() {
         "c.yaml:12:1: `messages` is not built yet in this version; use `changes`",
     );
     refuses(
-        "at_least_once",
-        "exactly_once",
-        "c.yaml:7:15: `exactly_once` is not in this version; write `delivery: at_least_once`",
-    );
-    refuses(
         "changes:",
         "changes:\n  format: flat",
         "c.yaml:13:11: `changes.format: flat` is not built yet in this version; write `debezium`",
     );
+}
+
+#[test]
+fn exactly_once_is_what_nothing_said_means() {
+    let config = loaded(&with("    delivery: at_least_once\n", ""));
+    assert_eq!(config.sink.kafka.delivery, Delivery::ExactlyOnce);
+    let config = loaded(&with("    topics:", "    commit_interval: 50ms\n    commit_events: 10\n    topics:"));
+    assert_eq!(config.sink.kafka.commit_interval, Duration::from_millis(50));
+    assert_eq!(config.sink.kafka.commit_events, 10);
     refuses(
         "    topics:",
-        "    commit_interval: 50ms\n    topics:",
-        "c.yaml:8:5: `sink.kafka.commit_interval` belongs to exactly_once, which is not in this version; remove it",
+        "    commit_interval: 30s\n    topics:",
+        "c.yaml:8:22: `sink.kafka.commit_interval` must be from 1ms to 10s",
+    );
+    refuses(
+        "    topics:",
+        "    commit_events: 0\n    topics:",
+        "c.yaml:8:20: `sink.kafka.commit_events` must be at least 1",
+    );
+    refuses(
+        "changes:",
+        "limits:\n  transaction_events: 10\nchanges:",
+        "c.yaml:13:23: `limits.transaction_events` must be at least 1000",
     );
 }
 

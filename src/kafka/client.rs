@@ -12,7 +12,7 @@ use rdkafka::{
 
 use crate::{
     causes::told,
-    config::{Config, KafkaConfig, Misfit, SecretError},
+    config::{Config, Delivery, KafkaConfig, Misfit, SecretError},
 };
 
 /// A property of `sink.kafka.properties` that cannot be used.
@@ -77,6 +77,10 @@ pub enum PropertyError {
 /// nothing can tell from an outage.
 const MESSAGE_BYTES_MAX: u32 = 100_000_000;
 
+/// How long a Kafka transaction may stay open, and readers of what is committed wait after a host is lost and nobody takes
+/// over. What Kafka cannot take in that time is sent again from the slot.
+const TRANSACTION_TIMEOUT_MS: &str = "60000";
+
 /// What we set and the user may set otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
     // Halves what is sent and what the broker spends.
@@ -110,8 +114,11 @@ const OWNED: &[(&str, &[&str], &str)] = &[
         &["murmur2_random"],
         "keys go to the partitions that Java's clients would choose, by murmur2_random; remove it",
     ),
-    ("transactional.id", &[], "it belongs to exactly_once, which is not in this version; remove it"),
-    ("transaction.timeout.ms", &[], "it belongs to exactly_once, which is not in this version; remove it"),
+    (
+        "transactional.id",
+        &[],
+        "it is `offshoot.` and the pipeline's `name`, so that no two pipelines have one; remove it",
+    ),
     ("allow.auto.create.topics", &["false"], "topics are made as `sink.kafka.topics` says; remove it"),
     ("delivery.report.only.error", &["false"], "delivery reports say what Postgres may forget; remove it"),
     ("queue.buffering.max.messages", &[], "`limits.memory` says it"),
@@ -192,6 +199,7 @@ const KNOWN: &[&str] = &[
     "sticky.partitioning.linger.ms",
     "topic.metadata.propagation.max.ms",
     "topic.metadata.refresh.interval.ms",
+    "transaction.timeout.ms",
 ];
 
 impl PropertyError {
@@ -240,7 +248,46 @@ impl ProducerContext for Silent {
 pub fn admin_properties(config: &KafkaConfig, name: &str) -> Result<ClientConfig, PropertyError> {
     let mut properties = producer_properties(config, name)?;
     // Nothing is produced, so no producer id need be had.
+    properties.remove("transactional.id");
     properties.set("enable.idempotence", "false").set("enable.gapless.guarantee", "false");
+    Ok(properties)
+}
+
+/// The properties of a client that reads what is committed.
+pub(crate) fn reader_properties(config: &KafkaConfig, name: &str) -> Result<ClientConfig, PropertyError> {
+    let written = producer_properties(config, name)?;
+    let mut properties = ClientConfig::new();
+    // Whom to reach, and as whom; the rest is a producer's.
+    let of_connection = [
+        "metadata.broker.list",
+        "client.",
+        "socket.",
+        "ssl.",
+        "sasl.",
+        "security.",
+        "reconnect.",
+        "enable.sasl.",
+        "enable.ssl.",
+        "broker.",
+        "https.",
+        "api.version.",
+        "debug",
+    ];
+    for (key, value) in written.config_map() {
+        if of_connection.iter().any(|prefix| key.starts_with(prefix)) {
+            properties.set(key, value);
+        }
+    }
+    properties
+        // librdkafka wants one for a partition to be assigned; nothing is ever committed in it.
+        .set("group.id", format!("offshoot.{name}"))
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
+        .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "10")
+        .set("allow.auto.create.topics", "false")
+        .set_log_level(RDKafkaLogLevel::Info);
     Ok(properties)
 }
 
@@ -252,6 +299,12 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
     let mut properties = BTreeMap::from_iter(DEFAULTS.iter().map(|(k, v)| (*k, (*v).to_owned())));
     properties.insert("client.id", format!("offshoot-{name}"));
     properties.insert("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
+    let transactional = config.delivery == Delivery::ExactlyOnce;
+    if transactional {
+        properties.insert("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.into());
+        // Measured: the records of a transaction go out when it is committed at the latest.
+        properties.insert("queue.buffering.max.ms", "1".into());
+    }
 
     let mut written: BTreeMap<&str, &str> = BTreeMap::new();
     for (name, value) in &config.properties {
@@ -270,9 +323,17 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
         return Err(PropertyError::NoToken);
     }
 
+    if transactional && !written.contains_key("message.timeout.ms") {
+        // librdkafka wants it no longer than the transaction: what takes longer is given up and sent again from the slot.
+        properties.insert("message.timeout.ms", properties["transaction.timeout.ms"].clone());
+    }
+
     let mut client = ClientConfig::new();
     for (name, value) in properties {
         client.set(name, value);
+    }
+    if transactional {
+        client.set("transactional.id", format!("offshoot.{name}"));
     }
     client
         .set("metadata.broker.list", &config.brokers)
@@ -280,8 +341,8 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
         // As Java's clients choose a partition, so that a key written by either lands in one place.
         .set("partitioner", "murmur2_random")
         .set("request.required.acks", "all")
-        // A record that fails for good must not be overtaken by later ones of its partition.
-        .set("enable.gapless.guarantee", "true")
+        // A record that fails for good must not be overtaken by later ones of its partition; a transaction fails whole.
+        .set("enable.gapless.guarantee", if transactional { "false" } else { "true" })
         .set("allow.auto.create.topics", "false")
         // The producer's thread bounds what it hands over itself: librdkafka would refuse for ever a record that is
         // larger than its whole queue.
@@ -330,14 +391,12 @@ fn nearest(name: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Delivery, Property, Topics};
+    use crate::config::Property;
 
     fn config(properties: &[(&str, &str)]) -> KafkaConfig {
         KafkaConfig {
-            brokers: "localhost:1".into(),
-            delivery: Delivery::AtLeastOnce,
-            topics: Topics::default(),
             properties: properties.iter().map(|(k, v)| ((*k).to_owned(), Property((*v).to_owned()))).collect(),
+            ..KafkaConfig::at("localhost:1", Delivery::AtLeastOnce)
         }
     }
 
@@ -389,7 +448,6 @@ mod tests {
             ("partitioner", "random"),
             ("partitioner", "murmur2"),
             ("partitioner", "consistent_random"),
-            ("transaction.timeout.ms", "1000"),
         ] {
             let text = refusal(&[(name, value)]);
             assert!(text.starts_with(&format!("`sink.kafka.properties.{name}` cannot be set there: ")), "{text}");

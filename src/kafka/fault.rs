@@ -220,8 +220,6 @@ mod tests {
     fn commands_can_be_pasted() {
         let text = |text: &str| Property(text.to_owned());
         let config = KafkaConfig {
-            brokers: "kafka:9092".into(),
-            delivery: Delivery::AtLeastOnce,
             topics: Topics {
                 create: false,
                 partitions: 3,
@@ -229,6 +227,7 @@ mod tests {
                 properties: BTreeMap::from([("cleanup.policy".to_owned(), text("compact,delete"))]),
             },
             properties: BTreeMap::from([("sasl.username".to_owned(), text("a user"))]),
+            ..KafkaConfig::at("kafka:9092", Delivery::AtLeastOnce)
         };
         assert_eq!(
             topic_command(&config, "shop.public.orders"),

@@ -30,12 +30,15 @@ use tracing::{debug, info, warn};
 use crate::{
     admission::Admission,
     causes::told,
-    config::KafkaConfig,
+    config::{Delivery, KafkaConfig},
     kafka::{
         admin, client,
         fault::{self, Fault},
+        progress::{self, Until},
+        transaction::{self, TransactionError},
     },
-    sink::{Acknowledgement, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
+    progress::Progress,
+    sink::{Acknowledgement, News, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
 };
 
 /// What librdkafka keeps of a record beside its bytes, roughly; small records must not escape the budget.
@@ -49,7 +52,7 @@ const RECORDS_PER_TURN: usize = 2000;
 /// How long a connection may be refused (password, certificate) before that ends the producer. Not at once: a broker that
 /// starts may refuse what it will take a moment later. Whether another producer may try is a matter of `Admission`: it reads
 /// the secrets again.
-const REFUSED_MAX: Duration = Duration::from_secs(3);
+pub(super) const REFUSED_MAX: Duration = Duration::from_secs(3);
 /// How often one broker's going away is worth a warning.
 const AWAY_WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// After a fatal error, how long the delivery that caused it is waited for, since it says more.
@@ -60,15 +63,32 @@ const LIMIT_WAIT: Duration = Duration::from_secs(3);
 const BATCH_OVERHEAD: u64 = 1024;
 /// How long `close` waits for the thread. It gives nothing up: the thread ends by itself.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// How long one call that begins or ends a transaction goes on before it is looked whether anybody still waits.
+const TRANSACTION_STEP: Duration = Duration::from_millis(500);
+/// How long the end of a session waits for its open transaction to be given up, so that readers need not wait for that.
+const ABORT_WAIT: Duration = Duration::from_secs(1);
+/// In place of a ticket: the progress record.
+const PROGRESS: usize = usize::MAX;
 /// Bytes of a refused record's key that are kept to name it.
 const KEY_SHOWN_MAX: usize = 200;
 
 /// Kafka, as a sink.
 #[derive(Debug)]
 pub struct KafkaSink {
-    batches: mpsc::Sender<RecordBatch>,
+    work: mpsc::Sender<Work>,
     shared: Arc<Shared>,
     ended: oneshot::Receiver<()>,
+}
+
+/// What the loop gives the producer's thread to do, in order.
+#[derive(Debug)]
+enum Work {
+    /// Fence off, and read how far whoever was before us came.
+    TakeOver,
+    /// Send these; so many of them have been handed to librdkafka.
+    Batch(RecordBatch, usize),
+    /// Write this progress record, and commit what was sent.
+    Commit(Vec<u8>),
 }
 
 /// What the loop and the producer's thread both hold.
@@ -87,6 +107,10 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Outcome {
     acknowledged: Vec<Acknowledgement>,
+    /// The commit that was asked for is done.
+    committed: bool,
+    /// Nobody else can publish any more; and what was there of progress.
+    taken_over: Option<Option<Progress>>,
     error: Option<SinkError>,
     /// Nothing is acknowledged any more: what comes after a failure must not pass as durable in order.
     ended: bool,
@@ -126,6 +150,8 @@ enum ProduceError {
     NotLetIn { brokers: String, reason: String, mend: &'static str },
     #[error("{error}; it has let us in before, so it is asked again for {left}")]
     Again { error: String, left: humantime::FormattedDuration },
+    #[error("{doing}: {code}: {reason}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
+    Transaction { doing: &'static str, code: RDKafkaErrorCode, reason: String, mend: Option<String> },
     #[error("publish: {code}: {reason}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
     Fatal { code: RDKafkaErrorCode, reason: String, mend: Option<String> },
     #[error("publish: the producer has ended")]
@@ -159,13 +185,17 @@ impl KafkaSink {
             spare: Mutex::default(),
         });
         let producer: BaseProducer<Context> = properties
-            .create_with_context(Context { shared: shared.clone() })
+            .create_with_context(Context {
+                shared: shared.clone(),
+                transactional: config.delivery == Delivery::ExactlyOnce,
+            })
             .map_err(|e| refused(client::refused_together(&e)))?;
         let queue = EventQueue::new(&producer, &shared.wake);
         let producer = Arc::new(producer);
-        let (batches, incoming) = mpsc::channel();
+        let (work, incoming) = mpsc::channel();
         let (ended_sender, ended) = oneshot::channel();
         let (asked, answers) = start_topic_thread(config, admin.clone(), &producer, &shared).map_err(start)?;
+        let (commit, commits) = start_commit_thread(&producer, &shared).map_err(start)?;
         let worker = Worker {
             queue,
             producer,
@@ -173,7 +203,15 @@ impl KafkaSink {
             config: config.clone(),
             buffer_bytes,
             incoming,
+            name: name.to_owned(),
+            progress_topic: progress::topic_name(name),
             waiting: VecDeque::new(),
+            transaction: match config.delivery {
+                Delivery::ExactlyOnce => Some(Phase::Closed),
+                Delivery::AtLeastOnce => None,
+            },
+            commit,
+            commits,
             buffered: 0,
             topics: HashMap::new(),
             admin,
@@ -189,7 +227,7 @@ impl KafkaSink {
             let _ = ended_sender.send(());
         };
         thread::Builder::new().name("kafka".into()).spawn(run).map_err(start)?;
-        Ok(KafkaSink { batches, shared, ended })
+        Ok(KafkaSink { work, shared, ended })
     }
 }
 
@@ -198,18 +236,37 @@ impl Sink for KafkaSink {
         lock(&self.shared.spare).pop().unwrap_or_default()
     }
 
-    fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError> {
-        let taken = self.batches.send(batch);
-        self.shared.wake.wake();
-        taken.map_err(|_| lock(&self.shared.outcome).take_error())
-    }
-
-    async fn acknowledged(&mut self, into: &mut Vec<Acknowledgement>) -> Result<(), SinkError> {
+    async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
+        self.give(Work::TakeOver)?;
         loop {
             {
                 let mut outcome = lock(&self.shared.outcome);
-                if !outcome.acknowledged.is_empty() {
-                    into.append(&mut outcome.acknowledged);
+                if let Some(progress) = outcome.taken_over.take() {
+                    return Ok(progress);
+                }
+                if outcome.ended {
+                    return Err(outcome.take_error());
+                }
+            }
+            self.shared.news.notified().await;
+        }
+    }
+
+    fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError> {
+        self.give(Work::Batch(batch, 0))
+    }
+
+    fn commit(&mut self, progress: &Progress) -> Result<(), SinkError> {
+        self.give(Work::Commit(progress.encode()))
+    }
+
+    async fn news(&mut self, into: &mut News) -> Result<(), SinkError> {
+        loop {
+            {
+                let mut outcome = lock(&self.shared.outcome);
+                if !outcome.acknowledged.is_empty() || outcome.committed {
+                    into.acknowledged.append(&mut outcome.acknowledged);
+                    into.committed |= std::mem::take(&mut outcome.committed);
                     return Ok(());
                 }
                 if outcome.ended {
@@ -226,6 +283,14 @@ impl Sink for KafkaSink {
         if tokio::time::timeout(CLOSE_WAIT, &mut self.ended).await.is_err() {
             warn!("the producer takes long to end; it is left to end by itself");
         }
+    }
+}
+
+impl KafkaSink {
+    fn give(&mut self, work: Work) -> Result<(), SinkError> {
+        let taken = self.work.send(work);
+        self.shared.wake.wake();
+        taken.map_err(|_| lock(&self.shared.outcome).take_error())
     }
 }
 
@@ -271,6 +336,11 @@ impl Outcome {
         }
     }
 
+    /// The progress record is durable. In a transaction that says nothing yet.
+    fn progress_is_written(&mut self, transactional: bool) {
+        self.committed |= !transactional && !self.ended && self.failure.is_none();
+    }
+
     /// One record is not, for good. What says more is kept: a cause before its echo, and of the records of a batch that
     /// was too large the largest.
     fn fail(&mut self, failure: Failure) {
@@ -294,6 +364,7 @@ impl Outcome {
 /// What librdkafka calls back into; on the producer's thread, inside `poll`.
 struct Context {
     shared: Arc<Shared>,
+    transactional: bool,
 }
 
 impl ClientContext for Context {
@@ -334,7 +405,6 @@ impl ProducerContext for Context {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
-        let ticket = Ticket(ticket as u64);
         let message = match result {
             Ok(message) | Err((_, message)) => message,
         };
@@ -342,7 +412,10 @@ impl ProducerContext for Context {
         let bytes = message.key_len() + message.payload_len() + headers;
         let mut outcome = lock(&self.shared.outcome);
         outcome.returned += bytes + RECORD_OVERHEAD;
+        let of_progress = ticket == PROGRESS;
+        let ticket = Ticket(ticket as u64);
         match result {
+            Ok(_) if of_progress => outcome.progress_is_written(self.transactional),
             Ok(_) => outcome.acknowledge(ticket, bytes as u64),
             Err((error, message)) => outcome.fail(Failure {
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
@@ -365,9 +438,15 @@ struct Worker {
     shared: Arc<Shared>,
     config: KafkaConfig,
     buffer_bytes: usize,
-    incoming: mpsc::Receiver<RecordBatch>,
-    /// Batches not yet handed over in full, with how many of their records have been.
-    waiting: VecDeque<(RecordBatch, usize)>,
+    name: String,
+    progress_topic: String,
+    incoming: mpsc::Receiver<Work>,
+    /// What is not done yet.
+    waiting: VecDeque<Work>,
+    /// Where the Kafka transaction is; `None` without `exactly_once`.
+    transaction: Option<Phase>,
+    commit: mpsc::Sender<()>,
+    commits: mpsc::Receiver<Result<(), TransactionError>>,
     /// Bytes in librdkafka's hands.
     buffered: usize,
     topics: HashMap<String, KnownTopic>,
@@ -381,6 +460,17 @@ struct Worker {
 struct KnownTopic {
     table: String,
     ready: bool,
+}
+
+/// Where a Kafka transaction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// There is none; the next record begins one.
+    Closed,
+    /// Records are being sent.
+    Open,
+    /// It is being committed, and nothing may be sent.
+    Committing,
 }
 
 /// How a turn of handing over ended.
@@ -403,6 +493,12 @@ impl Worker {
         }
         self.shared.stop.store(true, Ordering::Release);
         self.producer.purge(PurgeConfig::default().queue().inflight());
+        if self.transaction.is_some_and(|phase| phase != Phase::Closed) {
+            // Else its readers wait until it times out, or until somebody takes over.
+            if let Err(error) = transaction::abort(&self.producer, ABORT_WAIT) {
+                debug!(code = %error.code, reason = error.reason, "the open transaction is left to whoever comes next");
+            }
+        }
         drop(self);
     }
 
@@ -415,7 +511,7 @@ impl Worker {
                     return Ok(());
                 }
                 self.take_answers()?;
-                self.waiting.extend(self.incoming.try_iter().map(|batch| (batch, 0)));
+                self.waiting.extend(self.incoming.try_iter());
                 turn = self.hand_over()?;
                 let buffered = self.buffered;
                 self.take_deliveries()?;
@@ -428,46 +524,125 @@ impl Worker {
         }
     }
 
-    /// Hands records to librdkafka, in order.
+    /// Does what there is to do, in order: hands records to librdkafka, and commits.
     fn hand_over(&mut self) -> Result<Turn, SinkError> {
         let mut turn = 0;
-        while let Some((batch, sent)) = self.waiting.front_mut() {
-            if *sent == 0 && !topics_ready(batch, &mut self.topics, &self.asked) {
+        loop {
+            if self.transaction == Some(Phase::Committing) {
                 return Ok(Turn::Wait);
             }
-            while let Some(record) = batch.records.get(*sent) {
-                let bytes = batch.len_of(record) + RECORD_OVERHEAD;
-                // A record larger than the whole budget goes alone.
-                if self.buffered > 0 && self.buffered + bytes > self.buffer_bytes {
-                    return Ok(Turn::Wait);
+            match self.waiting.front() {
+                None => return Ok(Turn::Wait),
+                Some(Work::TakeOver) => {
+                    self.waiting.pop_front();
+                    let progress = self.take_over()?;
+                    lock(&self.shared.outcome).taken_over = Some(progress);
+                    self.shared.news.notify_one();
                 }
-                if turn == RECORDS_PER_TURN {
-                    return Ok(Turn::More);
+                Some(Work::Commit(_)) => {
+                    let Some(Work::Commit(value)) = self.waiting.pop_front() else { unreachable!("it is the front") };
+                    self.commit(&value)?;
                 }
-                match produce(&self.producer, batch, record) {
-                    Ok(()) => {}
-                    Err(RDKafkaErrorCode::QueueFull) => return Ok(Turn::Wait),
-                    Err(code) => {
-                        let failure = Failure {
-                            code,
-                            topic: batch.topic(record).name.clone(),
-                            ticket: record.ticket,
-                            key: key_text(record.key.clone().map(|range| &batch.bytes[range])),
-                            size: record.payload.as_ref().map_or(0, |range| range.len()),
-                            batch: None,
-                        };
-                        // Acknowledgements of what went before are still on their way; the slot repeats those.
-                        return Err(self.cause(failure));
+                Some(Work::Batch(..)) => {
+                    if let Some(ended) = self.hand_over_batch(&mut turn)? {
+                        return Ok(ended);
                     }
                 }
-                self.buffered += bytes;
-                *sent += 1;
-                turn += 1;
             }
-            let (batch, _) = self.waiting.pop_front().expect("it is the front");
+        }
+    }
+
+    /// Hands the records of the batch at the front over; `None` when it is done.
+    fn hand_over_batch(&mut self, turn: &mut usize) -> Result<Option<Turn>, SinkError> {
+        self.begin()?;
+        let Some(Work::Batch(batch, sent)) = self.waiting.front_mut() else { unreachable!("it is the front") };
+        if *sent == 0 && !topics_ready(batch, &mut self.topics, &self.asked) {
+            return Ok(Some(Turn::Wait));
+        }
+        while let Some(record) = batch.records.get(*sent) {
+            let bytes = batch.len_of(record) + RECORD_OVERHEAD;
+            // A record larger than the whole budget goes alone.
+            if self.buffered > 0 && self.buffered + bytes > self.buffer_bytes {
+                return Ok(Some(Turn::Wait));
+            }
+            if *turn == RECORDS_PER_TURN {
+                return Ok(Some(Turn::More));
+            }
+            match produce(&self.producer, batch, record) {
+                Ok(()) => {}
+                Err(RDKafkaErrorCode::QueueFull) => return Ok(Some(Turn::Wait)),
+                Err(code) => {
+                    let failure = Failure {
+                        code,
+                        topic: batch.topic(record).name.clone(),
+                        ticket: record.ticket,
+                        key: key_text(record.key.clone().map(|range| &batch.bytes[range])),
+                        size: record.payload.as_ref().map_or(0, |range| range.len()),
+                        batch: None,
+                    };
+                    // Acknowledgements of what went before are still on their way; the slot repeats those.
+                    return Err(self.cause(failure));
+                }
+            }
+            self.buffered += bytes;
+            *sent += 1;
+            *turn += 1;
+        }
+        if let Some(Work::Batch(batch, _)) = self.waiting.pop_front() {
             self.recycle(batch);
         }
-        Ok(Turn::Wait)
+        Ok(None)
+    }
+
+    /// Fences off whoever published before, and reads how far it came. Blocks: there is nothing else to do.
+    fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
+        if self.transaction.is_some() {
+            while let Err(error) = transaction::init(&self.producer, TRANSACTION_STEP) {
+                if !error.retriable {
+                    return Err(self.why_transaction("take over from whoever published before", error));
+                }
+                if self.shared.stop.load(Ordering::Acquire) {
+                    return Err(SinkError::Passing(Box::new(ProduceError::Ended)));
+                }
+                self.take_deliveries()?;
+            }
+            self.connection.answered();
+        }
+        let admission = &self.connection.admission;
+        progress::read_until(&self.config, &self.name, Until::End, admission, &self.shared.stop)
+    }
+
+    /// Begins a Kafka transaction, where there is one to begin.
+    fn begin(&mut self) -> Result<(), SinkError> {
+        if self.transaction == Some(Phase::Closed) {
+            let failed = |error| self.why_transaction("begin a transaction", error);
+            transaction::begin(&self.producer).map_err(failed)?;
+            self.transaction = Some(Phase::Open);
+        }
+        Ok(())
+    }
+
+    /// Writes the progress record, and lets the other thread commit it with what was sent.
+    fn commit(&mut self, value: &[u8]) -> Result<(), SinkError> {
+        self.begin()?;
+        let record = BaseRecord::with_opaque_to(&self.progress_topic, PROGRESS).key(progress::KEY).payload(value);
+        if let Err((error, _)) = self.producer.send(record) {
+            return Err(self.cause(Failure {
+                code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
+                topic: self.progress_topic.clone(),
+                ticket: Ticket(PROGRESS as u64),
+                key: progress::KEY.into(),
+                size: value.len(),
+                batch: None,
+            }));
+        }
+        self.buffered += progress::KEY.len() + value.len() + RECORD_OVERHEAD;
+        if self.transaction.is_some() {
+            self.transaction = Some(Phase::Committing);
+            // The thread ends only when we do.
+            let _ = self.commit.send(());
+        }
+        Ok(())
     }
 
     /// Serves librdkafka's events until there are none: deliveries, errors, logs.
@@ -507,7 +682,38 @@ impl Worker {
             self.connection.answered();
             self.topics.get_mut(&name).expect("it was asked for").ready = true;
         }
+        while let Ok(committed) = self.commits.try_recv() {
+            // Why a record failed says more than that the commit did.
+            self.take_deliveries()?;
+            committed.map_err(|error| self.why_transaction("commit", error))?;
+            self.transaction = Some(Phase::Closed);
+            self.connection.answered();
+            lock(&self.shared.outcome).committed = true;
+            self.shared.news.notify_one();
+        }
         Ok(())
+    }
+
+    /// The error for a transaction that cannot go on.
+    fn why_transaction(&self, doing: &'static str, error: TransactionError) -> SinkError {
+        use RDKafkaErrorCode as E;
+        let TransactionError { code, reason, .. } = error;
+        let refused = fault::sort(code) == Fault::Refused;
+        let mend = match code {
+            E::Fenced | E::InvalidProducerEpoch | E::ProducerFenced => Some(
+                "another instance has taken over, or Kafka has given up a transaction that took longer than \
+                 transaction.timeout.ms"
+                    .to_owned(),
+            ),
+            E::TransactionalIdAuthorizationFailed => {
+                let resource = format!("--transactional-id offshoot.{}", self.name);
+                Some(format!("allow it: {}", fault::acl_command(&self.config, &["Write", "Describe"], &resource)))
+            }
+            code if refused => Some(fault::mend(code, &self.progress_topic, &self.config)),
+            _ => None,
+        };
+        let error = Box::new(ProduceError::Transaction { doing, code, reason, mend });
+        if refused { SinkError::Refused(error) } else { SinkError::Passing(error) }
     }
 
     fn recycle(&self, mut batch: RecordBatch) {
@@ -547,6 +753,9 @@ impl Worker {
         let Some((code, reason)) = self.producer.client().fatal_error() else {
             return SinkError::Passing(Box::new(ProduceError::Ended));
         };
+        if matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch) {
+            return self.why_transaction("publish", TransactionError { code, reason, retriable: false });
+        }
         let refused = fault::sort(code) == Fault::Refused;
         let mut topics: Vec<_> = self.topics.keys().map(String::as_str).collect();
         topics.sort_unstable();
@@ -655,6 +864,32 @@ fn start_topic_thread(
     Ok((asked, answers))
 }
 
+/// Starts the thread that commits: the call blocks until everything that was sent is there, and the producer's events must
+/// be served meanwhile.
+#[expect(clippy::type_complexity, reason = "the two ends of one conversation")]
+fn start_commit_thread(
+    producer: &Arc<BaseProducer<Context>>,
+    shared: &Arc<Shared>,
+) -> io::Result<(mpsc::Sender<()>, mpsc::Receiver<Result<(), TransactionError>>)> {
+    let (asked, questions) = mpsc::channel::<()>();
+    let (answer, answers) = mpsc::channel();
+    let (producer, shared) = (producer.clone(), shared.clone());
+    let run = move || {
+        for () in questions {
+            let mut result = transaction::commit(&producer, TRANSACTION_STEP);
+            while result.as_ref().is_err_and(|error| error.retriable) && !shared.stop.load(Ordering::Acquire) {
+                result = transaction::commit(&producer, TRANSACTION_STEP);
+            }
+            if answer.send(result).is_err() {
+                return;
+            }
+            shared.wake.wake();
+        }
+    };
+    thread::Builder::new().name("kafka-commits".into()).spawn(run)?;
+    Ok((asked, answers))
+}
+
 /// What is known of the connection to the cluster, and what of it has been said.
 #[derive(Debug, Default)]
 struct Connection {
@@ -734,7 +969,7 @@ impl Connection {
 }
 
 /// A refusal lasts, unless we have been let in a while ago.
-fn again(admission: &Admission, error: Box<dyn std::error::Error + Send + Sync>) -> SinkError {
+pub(super) fn again(admission: &Admission, error: Box<dyn std::error::Error + Send + Sync>) -> SinkError {
     match admission.refused(Instant::now()) {
         Some(left) => {
             let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
@@ -840,10 +1075,9 @@ mod tests {
     fn config(brokers: String, properties: &[(&str, &str)]) -> KafkaConfig {
         let properties = properties.iter().map(|(k, v)| ((*k).to_owned(), Property((*v).to_owned())));
         KafkaConfig {
-            brokers,
-            delivery: Delivery::AtLeastOnce,
             topics: Topics { create: false, properties: BTreeMap::new(), ..Topics::default() },
             properties: properties.collect(),
+            ..KafkaConfig::at(&brokers, Delivery::AtLeastOnce)
         }
     }
 
@@ -872,7 +1106,9 @@ mod tests {
     async fn acknowledged(sink: &mut KafkaSink, records: u64) -> Result<Vec<Acknowledgement>, SinkError> {
         let mut all = Vec::new();
         while all.iter().map(|a: &Acknowledgement| a.records).sum::<u64>() < records {
-            tokio::time::timeout(DEADLINE, sink.acknowledged(&mut all)).await.expect("news within the deadline")?;
+            let mut news = News::default();
+            tokio::time::timeout(DEADLINE, sink.news(&mut news)).await.expect("news within the deadline")?;
+            all.append(&mut news.acknowledged);
         }
         Ok(all)
     }

@@ -181,6 +181,16 @@ impl Control {
         Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing()
     }
 
+    /// Which database cluster this is; `None` when we may not know it yet.
+    pub(crate) async fn system_identifier(&self) -> Result<Option<String>, SourceError> {
+        match self.query("SELECT system_identifier::text FROM pg_control_system()", &[]).await {
+            Ok(rows) => Ok(Some(rows[0].get(0))),
+            // The replication session says it in any case; here it only comes sooner.
+            Err(SourceError::Refused(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn is_standby(&self) -> Result<bool, SourceError> {
         let rows = self.query("SELECT pg_is_in_recovery()", &[]).await?;
         Ok(rows[0].get(0))

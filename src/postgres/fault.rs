@@ -255,11 +255,6 @@ pub(crate) enum SlotFault {
     )]
     Invalidated { slot: String, why: String, confirmed: Lsn },
     #[error(
-        "use slot {slot}: it was there, as the comment of publication {publication} says, and is gone; what was \
-         committed since is told to nobody; clear the rest with `offshoot drop`, start again, and load again what was missed"
-    )]
-    Gone { slot: String, publication: String },
-    #[error(
         "use publication {publication}: it is not there, but slot {slot} is, and what was committed after {confirmed} \
          without a publication is told to nobody; drop the slot with `offshoot drop` and start again"
     )]

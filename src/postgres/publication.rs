@@ -18,9 +18,8 @@ use crate::{finding::Finding, lsn::Lsn};
 /// The comment that tells a publication of ours: it is kept in step with the config, and dropped with the slot.
 pub(crate) const COMMENT: &str = "made by offshoot, and kept in step with its config";
 
-/// The same comment once the slot has been made. A slot that is gone although this says that it was there is a gap, and
-/// not a first start: also after a fail-over, which takes the comment along and may leave the slot behind.
-pub(crate) fn comment_with_slot(slot: &str) -> String {
+/// The same comment once the slot has been made.
+fn comment_with_slot(slot: &str) -> String {
     format!("{COMMENT}; slot {slot} was made")
 }
 
@@ -157,9 +156,6 @@ pub(crate) fn plan(
         return Ok(plan);
     };
     let remembers = rows.comment.starts_with(&comment_with_slot(slot));
-    if confirmed.is_none() && remembers {
-        return Err(SlotFault::Gone { slot: slot.into(), publication: name.into() }.into());
-    }
     let comment = comment_with_tables(slot, &plan.published);
     let slot = confirmed.map(|_| slot);
     plan.look_at(rows, wanted);
@@ -611,18 +607,6 @@ mod tests {
         );
         there.rows.as_mut().unwrap().comment = comment_with_tables("s", &[7, 9]);
         assert_eq!(there.rows.as_ref().unwrap().remembered(), [7, 9]);
-        let error = planned(&there, &[of(7, "a")], false).unwrap_err();
-        assert!(matches!(error, PublicationFault::Gone(SlotFault::Gone { .. })));
-    }
-
-    #[test]
-    fn a_slot_that_was_there_and_is_gone_is_a_gap() {
-        let mut there = pair(true, &["a"], &[]);
-        assert!(planned(&there, &[table("a", true)], false).is_ok());
-        there.rows.as_mut().unwrap().comment = comment_with_slot("s");
-        assert!(planned(&there, &[table("a", true)], true).is_ok());
-        let error = planned(&there, &[table("a", true)], false).unwrap_err();
-        assert!(matches!(error, PublicationFault::Gone(SlotFault::Gone { .. })));
     }
 
     #[test]

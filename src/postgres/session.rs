@@ -37,7 +37,7 @@ use super::{
     url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, Wire},
 };
-use crate::source::SourceError;
+use crate::{lsn::Lsn, source::SourceError};
 
 /// A write that takes longer has nobody at the other end.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,6 +76,9 @@ pub(crate) struct Greeting {
 pub(crate) struct System {
     pub(crate) identifier: String,
     pub(crate) timeline: u32,
+    pub(crate) end_of_log: Lsn,
+    /// Earlier timelines, each with where the log left it.
+    pub(crate) history: Vec<(u32, Lsn)>,
 }
 
 impl Greeting {
@@ -191,18 +194,30 @@ impl Greeting {
 
     /// IDENTIFY_SYSTEM: which cluster this is.
     pub(crate) async fn identify(&mut self) -> Result<System, SourceError> {
+        let nonsense = || "IDENTIFY_SYSTEM says nothing that makes sense".to_owned();
+        let texts = self.ask("IDENTIFY_SYSTEM").await?.ok_or_else(|| self.refuse(&nonsense()))?;
+        let mut system = read_system(&texts).ok_or_else(|| self.refuse(&nonsense()))?;
+        if system.timeline > 1 {
+            let command = format!("TIMELINE_HISTORY {}", system.timeline);
+            let texts = self.ask(&command).await?.unwrap_or_default();
+            system.history = texts.get(1).map(|history| read_history(history)).unwrap_or_default();
+        }
+        Ok(system)
+    }
+
+    /// The first row of the answer to a replication command, without its nulls.
+    async fn ask(&mut self, command: &str) -> Result<Option<Vec<String>>, SourceError> {
         let mut out = BytesMut::new();
-        frontend::query("IDENTIFY_SYSTEM", &mut out).map_err(|error| self.impossible(error))?;
+        frontend::query(command, &mut out).map_err(|error| self.impossible(error))?;
         self.send(&out).await?;
-        let mut system = None;
+        let mut first = None;
         loop {
             match self.message(Step::LogInToReplicate).await? {
-                Message::DataRow(row) => system = read_system(&row).map_err(|error| self.impossible(error))?,
-                Message::ReadyForQuery(_) => break,
+                Message::DataRow(row) => first = Some(read_texts(&row).map_err(|error| self.impossible(error))?),
+                Message::ReadyForQuery(_) => return Ok(first),
                 _ => {}
             }
         }
-        system.ok_or_else(|| self.refuse("IDENTIFY_SYSTEM says nothing that makes sense"))
     }
 
     /// START_REPLICATION from where the slot stands.
@@ -616,16 +631,33 @@ async fn leave(stream: &mut Stream) {
     }
 }
 
-fn read_system(row: &DataRowBody) -> io::Result<Option<System>> {
+fn read_texts(row: &DataRowBody) -> io::Result<Vec<String>> {
     let mut texts = Vec::new();
     let mut ranges = row.ranges();
     while let Some(range) = ranges.next()? {
-        texts.push(range.map(|range| String::from_utf8_lossy(&row.buffer()[range]).into_owned()));
+        texts.extend(range.map(|range| String::from_utf8_lossy(&row.buffer()[range]).into_owned()));
     }
-    let mut texts = texts.into_iter().flatten();
-    let system = || Some(System { identifier: texts.next()?, timeline: texts.next()?.parse().ok()? });
-    let mut system = system;
-    Ok(system())
+    Ok(texts)
+}
+
+/// System identifier, timeline, and where the log ends.
+fn read_system(texts: &[String]) -> Option<System> {
+    let [identifier, timeline, end_of_log, ..] = texts else { return None };
+    Some(System {
+        identifier: identifier.clone(),
+        timeline: timeline.parse().ok()?,
+        end_of_log: end_of_log.parse().ok()?,
+        history: Vec::new(),
+    })
+}
+
+/// The lines of a timeline's history file: a timeline, where the log left it, and why.
+fn read_history(file: &str) -> Vec<(u32, Lsn)> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    };
+    file.lines().filter_map(line).collect()
 }
 
 fn quote_identifier(name: &str) -> String {
@@ -724,5 +756,15 @@ mod tests {
         }
         let best = best(times);
         assert!((PAUSE..Duration::from_millis(1)).contains(&best), "{best:?}");
+    }
+
+    #[test]
+    fn reads_what_the_server_says_of_itself_and_of_earlier_timelines() {
+        let texts = ["7710984767264127148", "3", "0/5000060", "shop"].map(String::from);
+        let system = read_system(&texts).unwrap();
+        assert_eq!((system.timeline, system.end_of_log), (3, Lsn(0x500_0060)));
+        assert!(read_system(&texts[..2]).is_none());
+        let history = "1\t0/3000000\tno recovery target specified\n\n2\t1/4000000\tbefore 2000-01-01 00:00:00+00\n";
+        assert_eq!(read_history(history), [(1, Lsn(0x300_0000)), (2, Lsn(0x1_0400_0000))]);
     }
 }

@@ -252,7 +252,11 @@ impl Control {
     }
 
     /// Sees to publications and slot, waits until nobody else holds the slot, and says what to stream from where.
-    pub(crate) async fn prepare(&self, config: &Config, begin: &Start<'_>) -> Result<(Plan, Lsn), SourceError> {
+    pub(crate) async fn prepare<E: From<SourceError>>(
+        &self,
+        config: &Config,
+        begin: &Start<'_, E>,
+    ) -> Result<(Plan, Lsn), E> {
         let server = self.server().await?;
         fits(server.version_num, &server.version, &server.wal_level).map_err(refused)?;
         let name = config.slot();
@@ -266,6 +270,7 @@ impl Control {
         survey.check(config, server.version_num)?;
         let mut plan = survey.plan(config, slot.as_ref().map(|slot| slot.confirmed))?;
         (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
+        (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), self.system_identifier().await?).await?;
         if slot.is_none() {
             plan.findings.extend(self.forgotten_slots(&name).await?);
         }
@@ -277,7 +282,7 @@ impl Control {
         }
         if !config.source.create && !sql.is_empty() {
             let why = "go on without slot and publication, which source.create: false leaves to you".to_owned();
-            return Err(self.run_this(why, &sql));
+            return Err(self.run_this(why, &sql).into());
         }
         match self.apply(&plan, &sql).await {
             // What is published already goes on meanwhile; it is tried again while we stream.

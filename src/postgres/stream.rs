@@ -30,8 +30,8 @@ pub struct PostgresSource<W> {
 /// What came does not decode; the text names where in the log it stands.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "decode the log at {lsn}: {reason}. Nothing from there on has been confirmed; \
-     docs/operations.md, \"A change that cannot be decoded\", tells what to do"
+    "decode the log at {lsn}: {reason}. Nothing from there on has been confirmed; docs/operations.md, \"A change that \
+     cannot be decoded\", tells what to do; to go on without the transaction: offshoot skip --lsn {lsn}"
 )]
 pub struct Undecodable {
     /// Where the message stands, or the last one that stood somewhere.

@@ -94,7 +94,7 @@ impl Watch {
     ///
     /// `SlotLimit` when the server keeps too much for the slot, `SlotLost` when something is not published any more.
     /// Whatever else it meets, the loop meets on its own session too.
-    pub async fn look(&mut self, begin: &Start<'_>) -> Result<Option<Lagging>, SourceError> {
+    pub async fn look(&mut self, begin: &Start<'_, SourceError>) -> Result<Option<Lagging>, SourceError> {
         let name = self.config.slot();
         let Some(slot) = self.control.slot(&name).await? else { return Ok(None) };
         slot.within(&name, &self.config.limits, begin.warned)?;
@@ -115,7 +115,7 @@ impl Watch {
     }
 
     /// Compares what is there with what was there, and with what the config asks for.
-    async fn compare(&mut self, begin: &Start<'_>, lsn: Lsn, confirmed: Lsn) -> Result<(), SourceError> {
+    async fn compare(&mut self, begin: &Start<'_, SourceError>, lsn: Lsn, confirmed: Lsn) -> Result<(), SourceError> {
         let (config, version_num) = (&self.config, self.version_num);
         let survey = self.control.survey(config, version_num).await?;
         begin.warned.compare(&config.slot(), &survey, config)?;
@@ -152,7 +152,7 @@ impl Watch {
     }
 
     /// Brings the publications to what the config asks for, where that is left to us.
-    async fn change(&self, begin: &Start<'_>, plan: &Plan) -> Result<(), SourceError> {
+    async fn change(&self, begin: &Start<'_, SourceError>, plan: &Plan) -> Result<(), SourceError> {
         (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
         if !self.config.source.create {
             let why = "change what source.create: false leaves to you".to_owned();

@@ -364,11 +364,13 @@ fn capture() {
         let lines = Rc::new(RefCell::new(Vec::new()));
         let (text, version_text) = runtime().block_on(async {
             let warned = source::Warned::default();
+            let permit: &source::Permit<'_, SourceError> = &|_, _| Box::pin(async { Ok(()) });
             let start = source::Start {
                 warned: &warned,
                 admissions: &source::Admissions::default(),
                 waiting: &|| {},
                 accept: &|_| Ok(()),
+                permit,
             };
             let (session, prepared) = source::connect(&config(&server.url(DATABASE)), &start).await.unwrap();
             // All of it before the first byte is read, so that the catalog is the same at each question.

@@ -15,6 +15,7 @@ mod rotation;
 mod debezium;
 mod schema_changes;
 mod golden;
+mod guarantees;
 mod fuzz_corpora;
 mod memory;
 mod checker;

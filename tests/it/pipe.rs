@@ -30,6 +30,8 @@ pub struct Pipe {
     pub url: String,
     pub brokers: String,
     pub tables: String,
+    /// `exactly_once`, unless a test says otherwise.
+    pub delivery: &'static str,
     /// Further lines, each below the key of that name.
     pub source: String,
     pub kafka: String,
@@ -45,6 +47,7 @@ impl Pipe {
             url: db.url.clone(),
             brokers: kafka::shared().address().into(),
             tables: "public.*".into(),
+            delivery: "exactly_once",
             source: String::new(),
             kafka: String::new(),
             changes: String::new(),
@@ -56,12 +59,12 @@ impl Pipe {
     pub fn yaml(&self) -> String {
         let below =
             |lines: &str, indent: &str| lines.lines().map(|line| format!("{indent}{line}\n")).collect::<String>();
-        let Pipe { name, url, brokers, tables, rest, .. } = self;
+        let Pipe { name, url, brokers, tables, delivery, rest, .. } = self;
         let (source, kafka, changes) =
             (below(&self.source, "  "), below(&self.kafka, "    "), below(&self.changes, "  "));
         format!(
             "name: {name}\nsource:\n  postgres: \"{url}\"\n{source}sink:\n  kafka:\n    brokers: \"{brokers}\"\n    \
-             delivery: at_least_once\n{kafka}changes:\n  tables: [\"{tables}\"]\n{changes}{rest}\n"
+             delivery: {delivery}\n{kafka}changes:\n  tables: [\"{tables}\"]\n{changes}{rest}\n"
         )
     }
 

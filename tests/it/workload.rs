@@ -218,7 +218,8 @@ pub(crate) fn read(kafka: &Broker, topic: &str, deadline: Duration) -> Vec<Vec<R
     let mut reader = kafka.reader(&[topic], deadline);
     reader.read_to_end(deadline, |record| {
         let partition: &mut Vec<Record> = &mut partitions[record.partition as usize];
-        assert_eq!(record.offset as usize, partition.len(), "offsets are places");
+        // With transactions there are marks between the records, which count as places and are none.
+        assert!(record.offset as usize >= partition.len(), "offsets rise");
         partition.push(decode(&record));
     });
     partitions

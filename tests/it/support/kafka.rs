@@ -15,6 +15,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
 };
@@ -232,7 +233,7 @@ impl Broker {
             }
         }
         consumer.assign(&partitions).expect("the partitions are there");
-        Reader { consumer, partitions, next: BTreeMap::new() }
+        Reader { consumer, client, partitions, next: BTreeMap::new() }
     }
 
     /// How many partitions a topic has; 0 when it is not there.
@@ -346,6 +347,7 @@ impl Broker {
 /// Reads topics from their beginning.
 pub struct Reader {
     consumer: BaseConsumer,
+    client: ClientConfig,
     partitions: TopicPartitionList,
     /// The next offset by topic and partition, for those of which something was read.
     next: BTreeMap<(String, i32), i64>,
@@ -386,10 +388,33 @@ impl Reader {
             while self.next.get(&partition).copied().unwrap_or(low) < high {
                 match self.next(Duration::from_millis(20)) {
                     Some(record) => each(record),
+                    None if self.is_read(&partition, low, left()) => break,
                     None => assert!(!left().is_zero(), "waited {deadline:?} for the end of {partition:?}, {high}"),
                 }
             }
         }
+    }
+}
+
+impl Reader {
+    /// Whether nothing is left in a partition but what no reader sees: the marks of transactions, and what was aborted.
+    fn is_read(&self, partition: &(String, i32), low: i64, deadline: Duration) -> bool {
+        let mut client = self.client.clone();
+        client.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10");
+        let consumer: BaseConsumer = client.create().expect("the configuration is right");
+        let next = self.next.get(partition).copied().unwrap_or(low);
+        let mut from = TopicPartitionList::new();
+        from.add_partition_offset(&partition.0, partition.1, Offset::Offset(next)).expect("the offset is legal");
+        consumer.assign(&from).expect("the partition is there");
+        let end = Instant::now() + deadline;
+        while Instant::now() < end {
+            match consumer.poll(Duration::from_millis(100)) {
+                Some(Ok(_)) => return false,
+                Some(Err(KafkaError::PartitionEOF(_))) => return true,
+                Some(Err(_)) | None => {}
+            }
+        }
+        false
     }
 }
 

@@ -38,13 +38,13 @@ pub struct Config {
     pub data_dir: PathBuf,
 }
 
-/// A config of what a test needs in most cases; lines may be added.
+/// A config of what a test needs in most cases; lines may be added, and words changed.
 pub fn config(name: &str, postgres: &str, brokers: &str, tables: &[&str]) -> String {
     let tables = tables.join(", ");
     format!(
         "name: {name}
 source: {{ postgres: \"{postgres}\" }}
-sink: {{ kafka: {{ brokers: \"{brokers}\", delivery: at_least_once }} }}
+sink: {{ kafka: {{ brokers: \"{brokers}\", delivery: exactly_once }} }}
 changes: {{ tables: [{tables}] }}
 "
     )

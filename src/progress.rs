@@ -1,0 +1,468 @@
+//! How far a pipeline's events have come, as Kafka keeps it beside them, and where a start goes on from there. Pure.
+//!
+//! The record is JSON under one key of a compacted topic. With `exactly_once` it is written in the same Kafka transaction as
+//! the events that it covers; what it covers is skipped at a start and never sent again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    change::{Commit, Micros},
+    lsn::Lsn,
+};
+
+/// The version of the record's format that this program writes, and the only one that it reads.
+pub const FORMAT: u32 = 1;
+
+/// A progress record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// `FORMAT`.
+    format: u32,
+    /// Counts the times that a person has said where to go on, from 1.
+    pub epoch: u32,
+    /// How far events have come.
+    pub reached: Reached,
+    /// The cluster that positions are of.
+    pub origin: Origin,
+    /// Whose "first so many changes" a partial transaction's index counts: config and program.
+    pub fingerprint: String,
+    /// When it was written, in microseconds since 1970, by the clock of the instance that wrote it.
+    pub time: Micros,
+    /// The last transaction that a person has skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Skipped>,
+}
+
+/// How far events have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reached {
+    /// The slot is being made; nothing has been published.
+    Creating,
+    /// Everything that ends here or before is published.
+    End {
+        /// Where the last whole transaction's commit record ends: not where it starts, which is not what the slot is told.
+        end: Lsn,
+        /// The transaction after it, of which some is published.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        partial: Option<Partial>,
+    },
+}
+
+/// A transaction that was too large for one Kafka transaction, and is not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// Where its commit record starts.
+    pub commit: Lsn,
+    /// How many of its changes are published.
+    pub index: u64,
+}
+
+/// Which log positions are of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Of the database cluster; outlives fail-over, but not pg_upgrade.
+    pub system_identifier: String,
+    /// Counts the cluster's fail-overs.
+    pub timeline: u32,
+    /// The slot.
+    pub slot: String,
+}
+
+/// A transaction that was skipped on request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Where its commit record starts.
+    pub commit: Lsn,
+    /// Its id, as the log has it.
+    pub xid: u32,
+    /// Who said so: the user and the host of the command.
+    pub by: String,
+    /// When, in microseconds since 1970.
+    pub at: Micros,
+    /// The file that it was saved to.
+    pub file: String,
+}
+
+/// A record that cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgressError {
+    /// Another program's, or another version's.
+    #[error(
+        "read the progress record: its format is {found}, this program reads {FORMAT}; use the offshoot that wrote it, or a newer one"
+    )]
+    Format {
+        /// What it says.
+        found: u64,
+    },
+    /// Not a progress record.
+    #[error("read the progress record: {0}; somebody else has written to the topic")]
+    Malformed(serde_json::Error),
+}
+
+impl Progress {
+    /// Of a pipeline whose slot is about to be made.
+    pub fn creating(epoch: u32, origin: Origin, fingerprint: String, time: Micros) -> Self {
+        Self { format: FORMAT, epoch, reached: Reached::Creating, origin, fingerprint, time, skipped: None }
+    }
+
+    /// The record's value.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("neither maps nor foreign types are in it")
+    }
+
+    /// The record of a value.
+    pub fn decode(value: &[u8]) -> Result<Self, ProgressError> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u64,
+        }
+        let head: Head = serde_json::from_slice(value).map_err(ProgressError::Malformed)?;
+        if head.format != u64::from(FORMAT) {
+            return Err(ProgressError::Format { found: head.format });
+        }
+        serde_json::from_slice(value).map_err(ProgressError::Malformed)
+    }
+
+    /// Which of two records is the later one, whatever their order in the topic: without transactions, the last record of
+    /// an instance that died may land after its successor's first.
+    pub fn supersedes(&self, other: &Progress) -> bool {
+        let rank = |progress: &Progress| {
+            let reached = match progress.reached {
+                Reached::Creating => (Lsn::INVALID, 0),
+                Reached::End { end, partial } => (end, partial.map_or(0, |partial| partial.index)),
+            };
+            (progress.epoch, progress.origin.timeline, reached)
+        };
+        rank(self) >= rank(other)
+    }
+}
+
+/// What the database says of itself and of the slot, when the slot has been taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which log it is.
+    pub origin: Origin,
+    /// Timelines before this one, each with the position at which the log left it.
+    pub history: Vec<(u32, Lsn)>,
+    /// What the slot has confirmed.
+    pub confirmed: Lsn,
+    /// The end of the server's log.
+    pub end_of_log: Lsn,
+    /// As in `Progress`.
+    pub fingerprint: String,
+}
+
+/// Where a start goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Transactions that end here or before are published.
+    pub published: Lsn,
+    /// The transaction of which the first changes are published too.
+    pub partial: Option<Partial>,
+    /// What was published of a timeline that was given up: from where it was left to where we had come.
+    pub never_came_to_be: Option<(Lsn, Lsn)>,
+}
+
+/// Why going on would lose, repeat or invent; the text says what is known, and the ways on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Gap {
+    /// A slot of which Kafka knows nothing.
+    #[error(
+        "go on from slot {slot}, which stands at {confirmed}: kafka has no progress record of this pipeline, so this may be a \
+         first start with a slot that somebody made, or one whose progress topic was lost. If nothing was published \
+         yet, or what was may come again: offshoot resume --from-slot. If you know how far events have come: offshoot resume \
+         --at LSN"
+    )]
+    NoProgress {
+        /// The slot.
+        slot: String,
+        /// What it has confirmed.
+        confirmed: Lsn,
+    },
+    /// The slot that events came from is gone.
+    #[error(
+        "go on after {end}: slot {slot} is not there any more, and with it every change that was committed since {since}. \
+         Begin again from now, with a gap: offshoot resume --new-slot. What is missing can be read from the tables"
+    )]
+    NoSlot {
+        /// The slot.
+        slot: String,
+        /// How far events have come.
+        end: Lsn,
+        /// When that was written.
+        since: String,
+    },
+    /// The slot has been moved past what was published.
+    #[error(
+        "go on after {end}: slot {slot} stands at {confirmed}, so {bytes} bytes of the log, since {since}, were skipped by \
+         somebody else, or the progress topic was set back. Go on with that gap: offshoot resume --from-slot"
+    )]
+    SlotAhead {
+        /// The slot.
+        slot: String,
+        /// What it has confirmed.
+        confirmed: Lsn,
+        /// How far events have come.
+        end: Lsn,
+        /// What lies between.
+        bytes: u64,
+        /// When `end` was written.
+        since: String,
+    },
+    /// Another cluster.
+    #[error(
+        "go on after {end}: that is a position of database cluster {published}, and this is cluster {here} (pg_upgrade, a \
+         restored dump, or another host). Its positions say nothing here. Begin at this cluster's slot: offshoot resume \
+         --from-slot"
+    )]
+    OtherSystem {
+        /// How far events have come, there.
+        end: Lsn,
+        /// Where they came from.
+        published: String,
+        /// Where we are.
+        here: String,
+    },
+    /// The log is shorter, or older, than what was published from it.
+    #[error(
+        "go on after {end} of timeline {timeline}: the server's log ends at {end_of_log} of timeline {here}. It was moved back \
+         (a restored backup, or an old primary), so events were published that this database does not know. Connect to \
+         the right server; or go on from here: offshoot resume --from-slot"
+    )]
+    LogMovedBack {
+        /// How far events have come.
+        end: Lsn,
+        /// On which timeline.
+        timeline: u32,
+        /// The end of the server's log.
+        end_of_log: Lsn,
+        /// The server's timeline.
+        here: u32,
+    },
+    /// Part of a transaction was published as another config would have it.
+    #[error(
+        "go on within the transaction that commits at {commit}: {index} of its changes were published by another config or \
+         version of offshoot, which may have left others out. Start that one until the transaction is published, or \
+         publish it again from its start: offshoot resume --from-slot"
+    )]
+    OtherFingerprint {
+        /// Where its commit record starts.
+        commit: Lsn,
+        /// How many changes are published.
+        index: u64,
+    },
+}
+
+/// Whether the log is the one that was published from: asked before anybody is fenced off.
+pub fn same_system(progress: Option<&Progress>, here: &Origin) -> Result<(), Gap> {
+    match progress {
+        Some(Progress { reached: Reached::End { end, .. }, origin, .. })
+            if origin.system_identifier != here.system_identifier =>
+        {
+            let (published, here) = (origin.system_identifier.clone(), here.system_identifier.clone());
+            Err(Gap::OtherSystem { end: *end, published, here })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a slot may be made, or the one that is there be read: asked before either.
+///
+/// `slot` is what the slot has confirmed, if it is there.
+pub fn may_begin(progress: Option<&Progress>, slot: Option<Lsn>, name: &str) -> Result<(), Gap> {
+    match (progress.map(|progress| (progress, progress.reached)), slot) {
+        (None, Some(confirmed)) => Err(Gap::NoProgress { slot: name.to_owned(), confirmed }),
+        (Some((progress, Reached::End { end, .. })), None) => {
+            Err(Gap::NoSlot { slot: name.to_owned(), end, since: date(progress.time) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where to go on, when the slot is ours and nobody else can write to the progress topic any more.
+pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
+    let slot = || found.origin.slot.clone();
+    let Some(progress) = progress else {
+        return Err(Gap::NoProgress { slot: slot(), confirmed: found.confirmed });
+    };
+    same_system(Some(progress), &found.origin)?;
+    let Reached::End { end, partial } = progress.reached else {
+        return Ok(Start { published: found.confirmed, partial: None, never_came_to_be: None });
+    };
+    let moved_back = Gap::LogMovedBack {
+        end,
+        timeline: progress.origin.timeline,
+        end_of_log: found.end_of_log,
+        here: found.origin.timeline,
+    };
+    let mut going_on = Start { published: end, partial, never_came_to_be: None };
+    if progress.origin.timeline == found.origin.timeline {
+        if end > found.end_of_log {
+            return Err(moved_back);
+        }
+    } else {
+        let left = found.history.iter().find(|(timeline, _)| *timeline == progress.origin.timeline);
+        // A newer timeline that does not come from ours, or an older one.
+        let Some(&(_, left)) = left else { return Err(moved_back) };
+        if end > left {
+            going_on = Start { published: left, partial: None, never_came_to_be: Some((left, end)) };
+        } else if partial.is_some_and(|partial| partial.commit >= left) {
+            going_on.partial = None;
+            going_on.never_came_to_be = Some((left, left));
+        }
+    }
+    if found.confirmed > going_on.published {
+        return Err(Gap::SlotAhead {
+            slot: slot(),
+            confirmed: found.confirmed,
+            end,
+            bytes: found.confirmed.bytes_since(going_on.published),
+            since: date(progress.time),
+        });
+    }
+    match going_on.partial {
+        Some(Partial { commit, index }) if progress.fingerprint != found.fingerprint => {
+            Err(Gap::OtherFingerprint { commit, index })
+        }
+        _ => Ok(going_on),
+    }
+}
+
+impl Start {
+    /// How many changes of a transaction are published; `None` when it is not to be sent at all.
+    pub fn published_of(&self, commit: &Commit) -> Option<u64> {
+        if commit.end <= self.published {
+            return None;
+        }
+        Some(self.partial.filter(|partial| partial.commit == commit.lsn).map_or(0, |partial| partial.index))
+    }
+}
+
+/// RFC 3339, to the second.
+pub fn date(time: Micros) -> String {
+    let since = std::time::Duration::from_micros(time.max(0) as u64);
+    humantime::format_rfc3339_seconds(std::time::SystemTime::UNIX_EPOCH + since).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(system: &str, timeline: u32) -> Origin {
+        Origin { system_identifier: system.into(), timeline, slot: "offshoot_shop".into() }
+    }
+
+    fn at(end: u64) -> Progress {
+        let reached = Reached::End { end: Lsn(end), partial: None };
+        Progress { reached, ..Progress::creating(1, origin("7", 1), "f".into(), 1_700_000_000_000_000) }
+    }
+
+    fn partial(end: u64, commit: u64, index: u64) -> Progress {
+        let partial = Some(Partial { commit: Lsn(commit), index });
+        Progress { reached: Reached::End { end: Lsn(end), partial }, ..at(0) }
+    }
+
+    fn found(confirmed: u64, end_of_log: u64) -> Found {
+        Found {
+            origin: origin("7", 1),
+            history: Vec::new(),
+            confirmed: Lsn(confirmed),
+            end_of_log: Lsn(end_of_log),
+            fingerprint: "f".into(),
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let skipped =
+            Skipped { commit: Lsn(0x1_0000_0020), xid: 7, by: "ann@host".into(), at: 3, file: "/tmp/x".into() };
+        for progress in [at(10), partial(10, 20, 3), Progress { skipped: Some(skipped), ..at(7) }] {
+            assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
+        }
+        let text = String::from_utf8(partial(0x1_0000_0010, 0x1_0000_0020, 3).encode()).unwrap();
+        assert!(text.contains(r#""end":"1/10","partial":{"commit":"1/20","index":3}"#), "{text}");
+    }
+
+    #[test]
+    fn a_record_of_another_format_is_refused_with_words() {
+        let unknown = r#"{"format":2,"reached":"elsewhere"}"#;
+        assert!(matches!(Progress::decode(unknown.as_bytes()), Err(ProgressError::Format { found: 2 })));
+        assert!(matches!(Progress::decode(b"{}"), Err(ProgressError::Malformed(_))));
+        assert!(matches!(Progress::decode(b"hello"), Err(ProgressError::Malformed(_))));
+    }
+
+    #[test]
+    fn goes_on_after_what_is_published_and_skips_it_to_the_byte() {
+        let going_on = start(Some(&at(100)), &found(90, 200)).unwrap();
+        let commit = |lsn, end| Commit { xid: 1, lsn: Lsn(lsn), end: Lsn(end), time: 0 };
+        assert_eq!(going_on.published_of(&commit(95, 100)), None);
+        assert_eq!(going_on.published_of(&commit(100, 101)), Some(0));
+        let within = start(Some(&partial(100, 110, 7)), &found(100, 200)).unwrap();
+        assert_eq!(within.published_of(&commit(110, 120)), Some(7));
+        assert_eq!(within.published_of(&commit(120, 130)), Some(0));
+    }
+
+    #[test]
+    fn a_slot_that_is_being_made_is_read_from_where_it_stands() {
+        let creating = Progress::creating(1, origin("7", 1), "f".into(), 0);
+        assert_eq!(start(Some(&creating), &found(50, 60)).unwrap().published, Lsn(50));
+        assert_eq!(may_begin(Some(&creating), None, "s"), Ok(()));
+        assert_eq!(may_begin(Some(&creating), Some(Lsn(50)), "s"), Ok(()));
+        assert_eq!(may_begin(None, None, "s"), Ok(()));
+    }
+
+    #[test]
+    fn one_end_without_the_other_is_a_gap() {
+        assert!(matches!(may_begin(None, Some(Lsn(5)), "s"), Err(Gap::NoProgress { .. })));
+        assert!(matches!(may_begin(Some(&at(9)), None, "s"), Err(Gap::NoSlot { .. })));
+        assert!(matches!(start(None, &found(1, 2)), Err(Gap::NoProgress { .. })));
+    }
+
+    #[test]
+    fn a_slot_ahead_of_its_progress_is_a_gap_and_says_how_much() {
+        let Err(Gap::SlotAhead { bytes, since, .. }) = start(Some(&at(100)), &found(140, 200)) else { panic!() };
+        assert_eq!((bytes, since.as_str()), (40, "2023-11-14T22:13:20Z"));
+        assert!(start(Some(&at(100)), &found(100, 200)).is_ok());
+    }
+
+    #[test]
+    fn another_cluster_and_a_log_that_was_moved_back_are_refused() {
+        let elsewhere = Found { origin: origin("8", 1), ..found(90, 200) };
+        assert!(matches!(start(Some(&at(100)), &elsewhere), Err(Gap::OtherSystem { .. })));
+        assert!(matches!(start(Some(&at(100)), &found(90, 99)), Err(Gap::LogMovedBack { .. })));
+        let older = Progress { origin: origin("7", 3), ..at(100) };
+        assert!(matches!(start(Some(&older), &found(90, 200)), Err(Gap::LogMovedBack { .. })));
+    }
+
+    #[test]
+    fn after_a_fail_over_it_goes_on_from_where_the_log_was_left() {
+        let promoted = |left| Found { origin: origin("7", 2), history: vec![(1, Lsn(left))], ..found(80, 300) };
+        assert_eq!(start(Some(&at(100)), &promoted(120)).unwrap().published, Lsn(100));
+        let lost = start(Some(&at(100)), &promoted(90)).unwrap();
+        assert_eq!((lost.published, lost.never_came_to_be), (Lsn(90), Some((Lsn(90), Lsn(100)))));
+        let unrelated = Found { origin: origin("7", 2), history: vec![], ..found(80, 300) };
+        assert!(matches!(start(Some(&at(100)), &unrelated), Err(Gap::LogMovedBack { .. })));
+        // The transaction that was half published committed on the branch that was given up.
+        let half = start(Some(&partial(80, 100, 5)), &promoted(90)).unwrap();
+        assert_eq!((half.published, half.partial), (Lsn(80), None));
+        assert!(half.never_came_to_be.is_some());
+    }
+
+    #[test]
+    fn half_a_transaction_is_not_finished_by_another_config() {
+        let other = Found { fingerprint: "g".into(), ..found(100, 200) };
+        assert!(matches!(start(Some(&partial(100, 110, 7)), &other), Err(Gap::OtherFingerprint { .. })));
+        assert!(start(Some(&at(100)), &other).is_ok());
+    }
+
+    #[test]
+    fn the_later_record_is_the_one_that_has_come_further() {
+        assert!(at(20).supersedes(&at(10)) && !at(10).supersedes(&at(20)));
+        assert!(partial(10, 15, 2).supersedes(&at(10)));
+        let resumed = Progress { epoch: 2, ..at(5) };
+        assert!(resumed.supersedes(&at(20)) && !at(20).supersedes(&resumed));
+        let promoted = Progress { origin: origin("7", 2), ..at(15) };
+        assert!(promoted.supersedes(&at(20)));
+    }
+}
