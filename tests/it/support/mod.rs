@@ -13,6 +13,7 @@ pub mod wait;
 pub mod process;
 pub mod servers;
 pub mod postgres;
+pub mod pooler;
 pub mod kafka;
 pub mod program;
 pub mod golden;
