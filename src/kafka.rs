@@ -2,5 +2,6 @@
 
 pub mod client;
 pub mod fault;
+pub mod rights;
 pub mod admin;
 pub mod producer;

@@ -184,6 +184,11 @@ async fn start_tls(mut tcp: TcpStream, tls: &Tls, host: &Host) -> Result<Stream,
                 Some(rustls::Error::InvalidCertificate(
                     rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. },
                 )) => "connect by a name that is among the certificate's subjectAltNames, or say sslmode=verify-ca",
+                Some(rustls::Error::InvalidCertificate(
+                    rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. },
+                )) => {
+                    "the server's certificate has expired: renew it there (ssl_cert_file) and reload; or a clock is wrong"
+                }
                 Some(rustls::Error::InvalidCertificate(_)) => "name the authority that signed it in sslrootcert",
                 Some(rustls::Error::AlertReceived(_)) => "the server refuses our certificate; see sslcert and sslkey",
                 _ => "see sslmode and sslrootcert in source.postgres",
@@ -223,8 +228,8 @@ fn certificates(path: &Path, key: &'static str) -> Result<Vec<CertificateDer<'st
     Ok(certificates)
 }
 
-fn file_fault(key: &'static str, path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> SourceError {
-    Fault::TlsFile { key, path: path.display().to_string(), source }.refused()
+fn file_fault(key: &'static str, path: &Path, cause: Box<dyn std::error::Error + Send + Sync>) -> SourceError {
+    Fault::TlsFile { key, path: path.display().to_string(), cause }.refused()
 }
 
 /// libpq's four ways to look at a server's certificate.

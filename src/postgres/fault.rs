@@ -56,11 +56,11 @@ pub(crate) enum Fault {
     NoTls { address: String },
     #[error("use TLS with {address}: {cause}; {mend}")]
     Tls { address: String, cause: io::Error, mend: &'static str },
-    #[error("read {key} {path}")]
-    TlsFile { key: &'static str, path: String, source: Box<dyn Error + Send + Sync> },
+    #[error("read {key} {path}: {cause}; name a PEM file that can be read")]
+    TlsFile { key: &'static str, path: String, cause: Box<dyn Error + Send + Sync> },
     #[error("log in to {address}: {what}")]
     LogIn { address: String, what: String },
-    #[error("find a primary among {hosts}: all of them are standbys")]
+    #[error("find a primary among {hosts}: all of them are standbys; name the primary too, or promote one")]
     OnlyStandbys { hosts: String },
     #[error("{doing} from {address}")]
     Broken { doing: &'static str, address: String, source: io::Error },
@@ -108,11 +108,12 @@ impl Said {
     /// Sorts it by what is to be done, and says how it is mended.
     pub(crate) fn sort(self, step: Step, who: &Who) -> SourceError {
         let kind = self.kind(step);
-        let text = match mend(&self, step, who) {
+        let mend = mend(&self, step, who);
+        let text = match &mend {
             Some(mend) => format!("{}: {self}; {mend}", doing(step, who)),
             None => format!("{}: {self}", doing(step, who)),
         };
-        let error = Box::new(Sorted { text, said: self });
+        let error = Box::new(Sorted { text, said: self, mend });
         match kind {
             Kind::Passing => SourceError::Passing(error),
             Kind::Refused => SourceError::Refused(error),
@@ -135,6 +136,8 @@ impl Said {
             ("55P03", _) => Kind::Passing,
             // Another instance has just made it.
             ("42710", Step::Prepare) => Kind::Passing,
+            // A pooler will say so for ever.
+            ("08P01", _) if message.contains(POOLER_SAYS) => Kind::Refused,
             (code, _) => match code.get(..2).unwrap_or_default() {
                 // 0A not supported, 22 bad value, 25006 read-only, 28 who are you, 3D no database, 42 no right or no
                 // such thing, 55 wrong state.
@@ -173,7 +176,8 @@ pub(crate) fn sort(error: tokio_postgres::Error, step: Step, who: &Who) -> Sourc
         return Fault::Lost { doing, what: text }.passing();
     }
     let text = if text.contains("password missing") {
-        "the server asks for a password, and source.postgres has none".to_owned()
+        "the server asks for a password, and source.postgres has none; put it there, or into the password file"
+            .to_owned()
     } else {
         text
     };
@@ -196,6 +200,8 @@ pub(crate) struct Sorted {
     text: String,
     /// What the server said.
     pub said: Said,
+    /// The end of the text: what is to be done.
+    pub mend: Option<String>,
 }
 
 /// The slot cannot be gone on with.
@@ -243,6 +249,7 @@ fn doing(step: Step, who: &Who) -> String {
 fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
     let Who { user, database, slot, .. } = who;
     let mend = match (said.code.as_str(), step) {
+        ("08P01", _) if said.message.contains(POOLER_SAYS) => POOLER.into(),
         ("28P01", _) => "check user and password in source.postgres".into(),
         ("28000", _) if said.message.contains("pg_hba.conf") => {
             format!("add a line such as `hostssl {database} {user} ADDRESS scram-sha-256` to pg_hba.conf and reload it")
@@ -259,6 +266,10 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
             format!("ALTER ROLE \"{user}\" REPLICATION")
         }
         ("53300", Step::LogInToReplicate) => "raise max_wal_senders, or end another replication session".into(),
+        ("53300", _) if said.message.contains("for role") => format!("ALTER ROLE \"{user}\" CONNECTION LIMIT -1"),
+        ("53300", _) if said.message.contains("for database") => {
+            format!("ALTER DATABASE \"{database}\" CONNECTION LIMIT -1")
+        }
         ("53300", _) => "raise max_connections, or end other sessions".into(),
         ("53400", _) => "raise max_replication_slots and restart the server, or drop a slot that is not used".into(),
         ("55000", _) if said.message.contains("wal_level") => WAL_LEVEL.into(),
@@ -274,6 +285,13 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
     };
     Some(mend)
 }
+
+/// What PgBouncer answers to `options` and to `replication`; it gives it the code of a protocol violation.
+const POOLER_SAYS: &str = "unsupported startup parameter";
+
+/// How a pooler is mended.
+pub(crate) const POOLER: &str = "that is a pooler such as PgBouncer, which replication does not pass: name the server itself, and \
+                                 its own port, in source.postgres";
 
 /// How `wal_level` is mended.
 pub(crate) const WAL_LEVEL: &str = "ALTER SYSTEM SET wal_level = logical, and restart the server";
@@ -318,6 +336,12 @@ mod tests {
             ("42501", "must be superuser", Step::LogInToReplicate, "ALTER ROLE \"cdc\" REPLICATION"),
             ("55000", "logical decoding requires wal_level >= logical", Step::Prepare, "SET wal_level = logical"),
             ("53400", "all replication slots are in use", Step::Prepare, "max_replication_slots"),
+            (
+                "08P01",
+                "unsupported startup parameter: replication",
+                Step::LogInToReplicate,
+                "a pooler such as PgBouncer",
+            ),
         ] {
             let error = sorted(code, message, step);
             let passing = code == "53400";

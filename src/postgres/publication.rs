@@ -182,10 +182,12 @@ impl Plan {
     ) -> Result<(), PublicationFault> {
         self.names.push(name.to_owned());
         for table in keyless {
-            let what =
-                format!("{} has neither a primary key nor full identity: only its inserts are told", table.full_name());
-            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL, or a primary key, tells all", table.full_name());
-            self.findings.push(Finding::warning(what, sql));
+            let what = format!("neither a primary key nor full identity: only its inserts are told, by {name}");
+            let sql = format!(
+                "ALTER TABLE {} REPLICA IDENTITY FULL;  -- or a primary key",
+                sql_name(&table.schema, &table.name)
+            );
+            self.findings.push(Finding::warning(what, sql).about(table.full_name()));
         }
         let Some(there) = there else {
             if let Some(slot) = slot {
@@ -216,13 +218,13 @@ impl Plan {
         let name = &rows.name;
         if rows.publishes.len() < 4 {
             let what = format!("publication {name} publishes only {}", rows.publishes.join(", "));
-            let sql = "SET (publish = 'insert, update, delete, truncate')";
+            let sql = "SET (publish = 'insert, update, delete, truncate');";
             self.findings.push(Finding::warning(what, format!("ALTER PUBLICATION {} {sql}", escape_identifier(name))));
         }
         if rows.via_root {
             let what =
                 format!("publication {name} publishes via the partition root: TRUNCATE of one partition is not told");
-            let sql = "SET (publish_via_partition_root = false)";
+            let sql = "SET (publish_via_partition_root = false);";
             self.findings.push(Finding::warning(what, format!("ALTER PUBLICATION {} {sql}", escape_identifier(name))));
         }
         for table in rows.tables.iter().filter(|table| wanted.iter().any(|wanted| table.is(wanted))) {
@@ -245,12 +247,11 @@ impl Plan {
         }
         for table in wanted.iter().filter(|table| !table.identified && rows.covers(table)) {
             let what = format!(
-                "{} has neither a primary key nor full identity, and publication {name} publishes updates and deletes: \
-                 the application's UPDATE and DELETE on it fail",
-                table.full_name()
+                "neither a primary key nor full identity, and publication {name} publishes updates and deletes: the \
+                 application's UPDATE and DELETE on it fail"
             );
-            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL", table.full_name());
-            self.findings.push(Finding::cross(what, sql));
+            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL;", sql_name(&table.schema, &table.name));
+            self.findings.push(Finding::cross(what, sql).about(table.full_name()));
         }
     }
 }
@@ -375,7 +376,7 @@ mod tests {
         assert_eq!(plan.statements, [r#"ALTER PUBLICATION "p" ADD TABLE ONLY "public"."new""#]);
         assert_eq!(plan.joining, ["public.new"]);
         let finding = &plan.findings[0];
-        assert!(finding.what.contains("public.keyless has neither"), "{finding:?}");
+        assert_eq!((finding.about.as_str(), finding.level), ("public.keyless", crate::finding::Level::Cross));
     }
 
     #[test]

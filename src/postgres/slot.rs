@@ -153,7 +153,7 @@ impl Control {
         let confirmed = match slot {
             // It was free a moment ago, and may have moved until then.
             Some(_) => self.slot(&name).await?.map_or(Lsn::INVALID, |slot| slot.confirmed),
-            None => self.create_slot(&name, &sql).await?,
+            None => self.create_slot(&name).await?,
         };
         self.remember_slot(config, server.version_num).await?;
         Ok((plan, confirmed))
@@ -190,7 +190,10 @@ impl Control {
             Some(changes) => {
                 let patterns = Patterns::compile(changes).map_err(misfit)?;
                 with_rows = patterns.with_rows(&tables);
-                patterns.choose(&tables).map_err(misfit)?
+                match patterns.choose(&tables) {
+                    Ok(chosen) => chosen,
+                    Err(error) => return Err(misfit(self.explain(error).await?)),
+                }
             }
             None => Vec::new(),
         };
@@ -204,6 +207,22 @@ impl Control {
             error => refused(error),
         })?;
         Ok(Plan { tables: with_rows, ..plan })
+    }
+
+    /// A name that no table has may be a view's, a foreign table's or a temporary table's.
+    async fn explain(&self, error: PatternError) -> Result<PatternError, SourceError> {
+        let PatternError::NoTable { pattern: table, .. } = &error else { return Ok(error) };
+        let table = table.clone();
+        let rows = self.query(RELATION_KIND, &[&table]).await?;
+        let kind = rows.first().and_then(|row| match row.get::<_, &str>("kind") {
+            "v" => Some("a view"),
+            "m" => Some("a materialized view"),
+            "f" => Some("a foreign table"),
+            "r" | "p" => Some("a temporary or system table"),
+            "S" => Some("a sequence"),
+            _ => None,
+        });
+        Ok(kind.map_or(error, |kind| PatternError::NotATable { table, kind }))
     }
 
     /// Runs a plan whole or not at all.
@@ -225,12 +244,13 @@ impl Control {
     }
 
     /// Makes the slot, and says where it starts.
-    async fn create_slot(&self, name: &str, sql: &[String]) -> Result<Lsn, SourceError> {
+    async fn create_slot(&self, name: &str) -> Result<Lsn, SourceError> {
         info!(slot = %name, "making the slot; this waits for the transactions that are running now");
         // As long as the longest of them: no timeout of ours may end it.
         self.execute("SET statement_timeout = 0; SET lock_timeout = 0", Step::Prepare).await?;
         let row = self.client.query_one(CREATE_SLOT, &[&name]).await;
-        let row = row.map_err(|error| self.refuse_with_sql(error, &sql[sql.len() - 1..]))?;
+        // Whoever may not make a slot may not read one: made by another, it would not help.
+        let row = row.map_err(|error| sort(error, Step::Prepare, &self.who))?;
         self.execute("RESET statement_timeout; RESET lock_timeout", Step::Prepare).await?;
         let start = Lsn(row.get::<_, PgLsn>(0).into());
         info!(slot = %name, %start, "made the slot");
@@ -366,6 +386,10 @@ SELECT s.slot_type::text, s.plugin::text, s.database::text, s.active_pid, s.conf
   CASE WHEN s.wal_status = 'lost' OR to_jsonb(s) ->> 'conflicting' = 'true' OR to_jsonb(s) ->> 'invalidation_reason' <> ''
     THEN coalesce(to_jsonb(s) ->> 'invalidation_reason', 'wal_removed') END AS invalid
 FROM pg_replication_slots s WHERE s.slot_name = $1";
+
+const RELATION_KIND: &str = "
+SELECT c.relkind::text AS kind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname || '.' || c.relname = $1";
 
 const PUBLICATION: &str = "
 SELECT p.puballtables AS all_tables, p.pubinsert AS insert, p.pubupdate AS update, p.pubdelete AS delete,
