@@ -257,7 +257,8 @@ Example:
 
 const CHECK: &str = "\
 Connects to both servers, changes nothing, and prints what is there (✓), what somebody should know (!) and what would \
-keep `run` from working (✗), each with the SQL or the setting that mends it. Answers within ten seconds. The exit code \
+keep `run` from working (✗), each with the SQL, command or setting that mends it, to be pasted. Answers within ten \
+seconds, whoever is away. The exit code \
 is 0 when there is no ✗, else 2 when what the config asks for is not there, 3 when the source has one and 4 when only \
 the sink has.
 

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod fault;
+pub mod rights;
 pub mod admin;
 pub mod progress;
 mod transaction;

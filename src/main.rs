@@ -37,7 +37,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&error, Exit::Unexpected),
     };
-    runtime.block_on(perform(&arguments.command, &config)).into()
+    let exit = runtime.block_on(perform(&arguments.command, &config));
+    // A resolver that is still waiting for its answer is not waited for.
+    runtime.shutdown_background();
+    exit.into()
 }
 
 /// Does what was asked for.

@@ -1,8 +1,9 @@
 //! Findings of both servers -> a page or JSON, and an exit code.
 
-use std::{fmt::Write, future::Future, time::Duration};
+use std::{fmt::Write, future::Future, io::IsTerminal, thread, time::Duration};
 
 use anstyle::{AnsiColor, Style};
+use bytesize::ByteSize;
 use serde::Serialize;
 use tokio::{sync::oneshot, time::Instant};
 
@@ -14,19 +15,34 @@ use crate::{
     format::debezium::Encoder,
     kafka::{
         self,
-        admin::{KafkaReport, TopicFound},
+        admin::{KafkaFault, KafkaFaultKind, KafkaReport, TopicFound},
     },
-    postgres,
+    postgres::{self, Inspection},
 };
 
 /// Each server has this long to answer; both are asked at once.
-const ANSWER_WITHIN: Duration = Duration::from_secs(9);
+const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 
 /// Kafka's own time is shorter by this, so that it can say what it heard.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How long Kafka waits to hear from Postgres which topics there will be.
 const TOPICS_WITHIN: Duration = Duration::from_secs(4);
+
+/// Lines of tables, and of topics, that are as they should be; a page is to be read. `--json` has them all.
+const OK_LINES_MAX: usize = 20;
+
+/// Text is not made wider than this, since long lines are hard to read.
+const WIDTH_MAX: usize = 110;
+
+/// A name that is longer is not waited for by the others of its section.
+const ABOUT_WIDTH_MAX: usize = 32;
+
+/// What Kafka's own default is; less than it is a choice, and a row that is larger stops the stream.
+const MESSAGE_BYTES_USUAL: u64 = 1_048_588;
+
+/// A consumer is away for a night, and misses nothing.
+const RETENTION_MS_MIN: i64 = 24 * 60 * 60 * 1000;
 
 /// What was found at both ends, each in the order in which it was looked at.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,33 +51,42 @@ pub struct Findings {
     pub config: Vec<Finding>,
     /// Postgres.
     pub source: Vec<Finding>,
+    /// The tables whose rows leave.
+    pub tables: Vec<Finding>,
     /// Kafka.
     pub sink: Vec<Finding>,
+    /// The topics that they go to.
+    pub topics: Vec<Finding>,
 }
 
 /// Asks both servers, prints what they say, and gives the exit code.
 pub async fn check(config: &Config, json: bool) -> Exit {
     let (tell, topics) = oneshot::channel();
-    let mut misfits = Vec::new();
-    let mut findings = Findings::gather(ask_postgres(config, &mut misfits, tell), ask_kafka(config, topics)).await;
-    findings.config = misfits;
-    anstream::print!("{}", if json { findings.json() } else { findings.page() });
+    let mut inspection = Inspection::default();
+    let mut misfit = None;
+    let (source_late, kafka) = tokio::join!(
+        late(ask_postgres(config, &mut inspection, &mut misfit, tell), "Postgres", "source.postgres"),
+        ask_kafka(config, topics)
+    );
+    let mut findings = Findings { source: inspection.findings, tables: inspection.tables, ..kafka };
+    findings.source.extend(source_late);
+    findings.config.extend(inspection.misfits.into_iter().chain(misfit));
+    anstream::print!("{}", if json { findings.json() } else { findings.page(width()) });
     findings.exit()
 }
 
 async fn ask_postgres(
     config: &Config,
-    misfits: &mut Vec<Finding>,
+    inspection: &mut Inspection,
+    misfit: &mut Option<Finding>,
     topics: oneshot::Sender<Vec<String>>,
-) -> Vec<Finding> {
-    let inspection = postgres::inspect(config).await;
-    misfits.extend(inspection.misfits);
-    match topics_of(config, &inspection.tables) {
+) {
+    postgres::inspect(config, inspection).await;
+    match topics_of(config, &inspection.published) {
         // Kafka may have stopped waiting, and says what it can.
         Ok(names) => drop(topics.send(names)),
-        Err(misfit) => misfits.push(misfit),
+        Err(found) => *misfit = Some(found),
     }
-    inspection.findings
 }
 
 /// The topics that the tables' rows go to.
@@ -75,41 +100,61 @@ fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>
     encoder.topics(tables).map_err(|error| misfit(&error))
 }
 
-async fn ask_kafka(config: &Config, topics: oneshot::Receiver<Vec<String>>) -> Vec<Finding> {
+async fn ask_kafka(config: &Config, topics: oneshot::Receiver<Vec<String>>) -> Findings {
     let owned = config.clone();
     let end = Instant::now() + ANSWER_WITHIN - GRACE;
     let topics = tokio::time::timeout(TOPICS_WITHIN, topics).await.ok().and_then(Result::ok).unwrap_or_default();
-    // librdkafka waits in its own way, so it waits on a thread of its own, and ends before we stop waiting for it.
-    let report =
-        tokio::task::spawn_blocking(move || kafka::admin::inspect(&owned, &topics, end - Instant::now())).await;
-    of_kafka(&report.expect("inspect does not panic"), &config.sink.kafka)
+    let (tell, answer) = oneshot::channel();
+    // librdkafka waits in its own way, so it waits on a thread of its own, and ends before we stop waiting for it. Not on
+    // one of the runtime's: their end is waited for.
+    thread::spawn(move || {
+        let _ = tell.send(kafka::admin::inspect(&owned, &topics, end - Instant::now()));
+    });
+    let mut findings = Findings::default();
+    let asked = async {
+        let report = answer.await.expect("inspect does not panic");
+        (findings.sink, findings.topics) = of_kafka(&report, &config.sink.kafka);
+    };
+    let late = late(asked, "Kafka", "sink.kafka.brokers").await;
+    findings.sink.extend(late);
+    findings
+}
+
+/// Waits for `ANSWER_WITHIN`: a side that does not answer is a cross, and what it has said until then stays.
+async fn late(asked: impl Future<Output = ()>, server: &str, key: &str) -> Option<Finding> {
+    tokio::time::timeout(ANSWER_WITHIN, asked).await.err()?;
+    let what = format!("{server} did not answer within {} s", ANSWER_WITHIN.as_secs());
+    Some(Finding::cross(
+        what,
+        format!("see that `{key}` names it, that it is not hung, and that the network lets us through"),
+    ))
 }
 
 impl Findings {
-    /// Waits for both sides at once, each for `ANSWER_WITHIN`; a side that does not answer is a cross.
-    pub async fn gather(
-        source: impl Future<Output = Vec<Finding>>,
-        sink: impl Future<Output = Vec<Finding>>,
-    ) -> Findings {
-        let (source, sink) =
-            tokio::join!(answer(source, "Postgres", "source.postgres"), answer(sink, "Kafka", "sink.kafka.brokers"));
-        Findings { config: Vec::new(), source, sink }
+    /// Sections of the page, in order: title, side of the JSON, findings.
+    fn sections(&self) -> [(&'static str, &'static str, &[Finding]); 5] {
+        [
+            ("Config", "config", &self.config),
+            ("Postgres", "source", &self.source),
+            ("Tables", "source", &self.tables),
+            ("Kafka", "sink", &self.sink),
+            ("Topics", "sink", &self.topics),
+        ]
+    }
+
+    fn has_cross(&self, side: &str) -> bool {
+        let of_side = self.sections().into_iter().filter(|(_, of, _)| *of == side);
+        of_side.flat_map(|(.., findings)| findings).any(|finding| finding.level == Level::Cross)
     }
 
     /// 0 without a cross, else the code of the side that has the first one.
     pub fn exit(&self) -> Exit {
-        let has_cross = |side: &[Finding]| side.iter().any(|finding| finding.level == Level::Cross);
-        if has_cross(&self.config) {
-            return Exit::Config;
-        }
-        match (has_cross(&self.source), has_cross(&self.sink)) {
-            (true, _) => Exit::Source,
-            (false, true) => Exit::Sink,
-            (false, false) => Exit::Clean,
-        }
+        let codes = [("config", Exit::Config), ("source", Exit::Source), ("sink", Exit::Sink)];
+        codes.into_iter().find(|(side, _)| self.has_cross(side)).map_or(Exit::Clean, |(_, exit)| exit)
     }
 
-    /// As a JSON array: `side` (`config`, `source` or `sink`), `level` (`ok`, `warning` or `cross`), `what`, `mend`.
+    /// As a JSON array: `side` (`config`, `source` or `sink`), `level` (`ok`, `warning` or `cross`), `about`, `what`,
+    /// `mend`.
     pub fn json(&self) -> String {
         #[derive(Serialize)]
         struct Object<'a> {
@@ -117,112 +162,260 @@ impl Findings {
             #[serde(flatten)]
             finding: &'a Finding,
         }
-        let sides = [("config", &self.config), ("source", &self.source), ("sink", &self.sink)];
-        let objects = sides.iter().flat_map(|(side, findings)| findings.iter().map(|finding| Object { side, finding }));
+        let sections = self.sections();
+        let objects = sections.iter().flat_map(|(_, side, all)| all.iter().map(|finding| Object { side, finding }));
         let objects: Vec<_> = objects.collect();
         serde_json::to_string_pretty(&objects).expect("findings are plain text and enums") + "\n"
     }
 
-    /// For people, with colours; print it through `anstream`, which takes them out where they are not wanted.
-    pub fn page(&self) -> String {
+    /// For people, with colours; print it through `anstream`, which takes them out where they are not wanted. A terminal
+    /// of a width has columns and wrapped lines; a file has a line a finding, to be searched.
+    pub fn page(&self, width: Option<usize>) -> String {
         let mut page = String::new();
-        let config = (!self.config.is_empty()).then_some(("Config", &self.config));
-        for (title, findings) in config.into_iter().chain([("Postgres", &self.source), ("Kafka", &self.sink)]) {
-            let bold = Style::new().bold();
-            writeln!(page, "{bold}{title}{bold:#}").expect("writing to a String cannot fail");
-            findings.iter().for_each(|finding| paint(finding, &mut page));
+        let bold = Style::new().bold();
+        for (title, _, findings) in self.sections() {
+            if findings.is_empty() && !["Postgres", "Kafka"].contains(&title) {
+                continue;
+            }
+            writeln!(page, "{bold}{title}{bold:#}\n").expect("writing to a String cannot fail");
+            let short = |finding: &&Finding| finding.about.chars().count() <= ABOUT_WIDTH_MAX;
+            let widest = findings.iter().filter(short).map(|finding| finding.about.chars().count()).max();
+            let column = width.and(widest).map_or(0, |widest| widest + 1);
+            let mut well = 0;
+            for finding in findings {
+                well += usize::from(finding.level == Level::Ok);
+                let of_many = ["Tables", "Topics"].contains(&title) && well > OK_LINES_MAX && finding.mend.is_none();
+                if !(of_many && finding.level == Level::Ok) {
+                    paint(finding, column, width, &mut page);
+                }
+            }
+            if well > OK_LINES_MAX && ["Tables", "Topics"].contains(&title) {
+                let more = well - OK_LINES_MAX;
+                writeln!(page, "    and {more} more that are well; --json has them all").expect("as above");
+            }
             page.push('\n');
         }
         page + &self.verdict() + "\n"
     }
 
     fn verdict(&self) -> String {
-        let all = || self.config.iter().chain(&self.source).chain(&self.sink);
+        let all = || self.sections().into_iter().flat_map(|(.., findings)| findings);
         let count = |level| all().filter(|finding| finding.level == level).count();
         let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
-        match (count(Level::Cross), count(Level::Warning)) {
-            (0, 0) => "ready to run".into(),
-            (0, warnings) => format!("ready to run, with {}", counted(warnings, "warning", "warnings")),
-            (crosses, _) => format!("not ready: {} to mend", counted(crosses, "thing", "things")),
-        }
+        let (level, text) = match (count(Level::Cross), count(Level::Warning)) {
+            (0, 0) => (Level::Ok, "ready to run".into()),
+            (0, warnings) => (Level::Ok, format!("ready to run, with {}", counted(warnings, "warning", "warnings"))),
+            (crosses, _) => (Level::Cross, format!("not ready: {} to mend", counted(crosses, "thing", "things"))),
+        };
+        let style = look(level).1.bold();
+        format!("{style}{text}{style:#}")
     }
 }
 
-async fn answer(findings: impl Future<Output = Vec<Finding>>, server: &str, key: &str) -> Vec<Finding> {
-    tokio::time::timeout(ANSWER_WITHIN, findings).await.unwrap_or_else(|_| {
-        let what = format!("{server} did not answer within {} s", ANSWER_WITHIN.as_secs());
-        vec![Finding::cross(what, format!("see that `{key}` names it and that the network lets us through"))]
-    })
-}
-
-fn paint(finding: &Finding, page: &mut String) {
-    let (mark, colour) = match finding.level {
+fn look(level: Level) -> (&'static str, Style) {
+    let (mark, colour) = match level {
         Level::Ok => ("✓", AnsiColor::Green),
         Level::Warning => ("!", AnsiColor::Yellow),
         Level::Cross => ("✗", AnsiColor::Red),
     };
-    let style = colour.on_default().bold();
-    writeln!(page, "  {style}{mark}{style:#} {}", finding.what).expect("writing to a String cannot fail");
+    (mark, colour.on_default())
+}
+
+/// A mark, what it is about in a column of its own, what was found, and below it what mends it: lines to be pasted in
+/// one colour and whole, the rest as text.
+fn paint(finding: &Finding, column: usize, width: Option<usize>, page: &mut String) {
+    let (mark, style) = look(finding.level);
+    let (bold, paste, dim) = (style.bold(), AnsiColor::Cyan.on_default(), Style::new().dimmed());
+    let about = if finding.about.is_empty() { String::new() } else { format!("{}:", finding.about) };
+    let label = match about.as_str() {
+        "" => String::new(),
+        about => format!("{about:<column$} "),
+    };
+    // A name that is too long for its column has what was found below it, where the others have it.
+    let indent = if label.is_empty() { 4 } else { 4 + label.chars().count().min(column.max(1) + 1) };
+    let mut lines = wrapped(&format!("{label}{}", finding.what), 4, indent, width);
+    let first = lines.remove(0);
+    writeln!(page, "  {bold}{mark}{bold:#} {first}").expect("writing to a String cannot fail");
+    for line in lines {
+        writeln!(page, "{:indent$}{line}", "").expect("writing to a String cannot fail");
+    }
     for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
-        writeln!(page, "      {line}").expect("writing to a String cannot fail");
+        if is_pasted(line) {
+            writeln!(page, "      {paste}{line}{paste:#}").expect("writing to a String cannot fail");
+            continue;
+        }
+        for line in wrapped(line, 6, 6, width) {
+            writeln!(page, "      {dim}{line}{dim:#}").expect("writing to a String cannot fail");
+        }
     }
 }
 
-/// What Kafka's report says, in order: the cluster, the topics, what stands in the way.
-pub fn of_kafka(report: &KafkaReport, config: &KafkaConfig) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// Whether a line of a mend is SQL or a command: it ends as a statement does, or is a tool's.
+fn is_pasted(line: &str) -> bool {
+    let statement = line.split("  -- ").next().unwrap_or_default();
+    statement.ends_with(';') || line.starts_with("kafka-")
+}
+
+/// Breaks a text between words, `first` columns being taken on the first line and `rest` on those below.
+fn wrapped(text: &str, first: usize, rest: usize, width: Option<usize>) -> Vec<String> {
+    let Some(width) = width else { return vec![text.to_owned()] };
+    let mut lines = vec![String::new()];
+    for word in text.split_inclusive(' ') {
+        let taken = if lines.len() == 1 { first } else { rest };
+        let line = lines.last_mut().expect("there is always one");
+        if line.is_empty() || taken + line.chars().count() + word.trim_end().chars().count() <= width {
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines.iter().map(|line| line.trim_end().to_owned()).collect()
+}
+
+/// The terminal's width; `None` when nobody looks on.
+fn width() -> Option<usize> {
+    if !std::io::stdout().is_terminal() {
+        return None;
+    }
+    // SAFETY: the call fills the struct, whose every value is legal, or fails.
+    let columns = unsafe {
+        let mut size: libc::winsize = std::mem::zeroed();
+        if libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) == 0 { size.ws_col as usize } else { 0 }
+    };
+    Some(if columns == 0 { 80 } else { columns.clamp(40, WIDTH_MAX) })
+}
+
+/// What Kafka's report says, in order: the cluster and what stands in the way of all, then the topics.
+pub fn of_kafka(report: &KafkaReport, config: &KafkaConfig) -> (Vec<Finding>, Vec<Finding>) {
+    let (mut findings, mut topics) = (Vec::new(), Vec::new());
     if !report.brokers.is_empty() {
         let addresses: Vec<_> = report.brokers.iter().map(|broker| broker.address.as_str()).collect();
         let brokers = if addresses.len() == 1 { "broker" } else { "brokers" };
         findings.push(Finding::ok(format!("{} {brokers}: {}", addresses.len(), addresses.join(", "))));
+        let controller = report.controller.map_or("none is known".into(), |id| format!("broker {id}"));
+        let id = report.cluster_id.as_deref().unwrap_or("without an id");
+        findings.push(Finding::ok(format!("{id}, controller {controller}")).about("cluster"));
     }
     for topic in &report.topics {
-        match &topic.found {
-            Some(found) => findings.push(of_topic(&topic.name, found, config)),
+        let asked = asked_for(config);
+        let (is, found) = match &topic.found {
+            Some(found) => (format!("partitions {}, replication {}", found.partitions, found.replication), found),
             None if config.topics.create => {
-                let asked = &config.topics;
-                let replicas =
-                    if asked.replication == -1 { "the broker's own".into() } else { asked.replication.to_string() };
-                findings.push(Finding::ok(format!(
-                    "topic {} is not there; `run` makes it: partitions {}, replication {replicas}",
-                    topic.name, asked.partitions
-                )));
+                let replication = config.topics.replication;
+                let replicas = if replication == -1 { "the broker's own".into() } else { replication.to_string() };
+                let is = format!("not there; `run` makes it: partitions {}, replication {replicas}", asked.partitions);
+                (is, &asked)
             }
             // The report has it among its faults.
-            None => {}
-        }
+            None => continue,
+        };
+        let about = format!("topic {}", topic.name);
+        let all = of_topic(&topic.name, &is, found, config);
+        topics.extend(all.into_iter().map(|finding| finding.about(about.clone())));
     }
-    findings.extend(report.faults.iter().map(|fault| Finding::cross(fault.what.clone(), fault.mend.clone())));
-    findings
+    if report.unseen > 0 {
+        let what = format!("{} topics were not looked at: there was no time for all", report.unseen);
+        topics.push(Finding::warning(what, "a broker is slow to answer: ask again".into()));
+    }
+    let (rights, faults): (Vec<_>, Vec<_>) =
+        report.faults.iter().partition(|fault| fault.kind == KafkaFaultKind::Authorization);
+    for fault in faults {
+        let of_topic = fault.kind == KafkaFaultKind::Topic;
+        let side = if of_topic { &mut topics } else { &mut findings };
+        side.push(Finding::cross(fault.what.clone(), fault.mend.clone()));
+    }
+    if !report.brokers.is_empty() {
+        findings.push(of_rights(report, &rights).about("rights"));
+    }
+    (findings, topics)
 }
 
-fn of_topic(name: &str, found: &TopicFound, config: &KafkaConfig) -> Finding {
-    let is = format!("topic {name}: partitions {}, replication {}", found.partitions, found.replication);
-    let compacted = found.cleanup_policy.as_deref().is_some_and(|policy| policy.contains("compact"));
-    if found.leaderless > 0 {
-        Finding::warning(
-            format!("{is}; {} without a leader", found.leaderless),
-            "its records wait until a broker that has them is back".into(),
-        )
-    } else if found.min_insync_replicas.is_some_and(|min| min > found.replication) {
-        Finding::warning(
-            format!("{is}; min.insync.replicas is {}", found.min_insync_replicas.unwrap_or_default()),
-            "a broker before 4.0 refuses every record: lower min.insync.replicas, or add replicas".into(),
-        )
-    } else if found.partitions != config.topics.partitions {
-        Finding::warning(
-            format!("{is}; the config says partitions {}", config.topics.partitions),
-            "it is used as it is; adding partitions would move keys and end their order".into(),
-        )
-    } else if compacted {
-        Finding::warning(
-            format!("{is}; cleanup.policy is {}", found.cleanup_policy.as_deref().unwrap_or_default()),
-            "older records of a key go when newer are there: a state, not a history; records without a key are refused"
-                .into(),
-        )
-    } else {
-        Finding::ok(is)
+/// One finding for all rights: they are given together.
+fn of_rights(report: &KafkaReport, missing: &[&KafkaFault]) -> Finding {
+    let commands = report.acls.join("\n");
+    match (missing, &report.principal) {
+        ([], None) => Finding::ok("the config logs in as nobody, and nothing was refused".into()),
+        ([], Some(principal)) => Finding {
+            mend: Some(commands),
+            ..Finding::ok(format!("nothing was refused to {principal}; all that it needs where an authorizer asks:"))
+        },
+        ([first, rest @ ..], principal) => {
+            let who = principal.as_deref().unwrap_or("User:ANONYMOUS");
+            let more = if rest.is_empty() { String::new() } else { format!(", and {} more", rest.len()) };
+            Finding::cross(format!("not granted to {who}: {}{more}", first.what), commands)
+        }
     }
+}
+
+/// A topic as the config would have it made.
+fn asked_for(config: &KafkaConfig) -> TopicFound {
+    let asked = &config.topics;
+    let property = |name: &str| asked.properties.get(name).map(|value| value.0.clone());
+    let number = |name| property(name).and_then(|value| value.parse().ok());
+    TopicFound {
+        partitions: asked.partitions,
+        replication: asked.replication,
+        leaderless: 0,
+        cleanup_policy: property("cleanup.policy"),
+        retention_ms: number("retention.ms"),
+        retention_bytes: number("retention.bytes"),
+        min_insync_replicas: number("min.insync.replicas").filter(|_| asked.replication > 0).map(|min| min as i32),
+        message_bytes_max: number("max.message.bytes").map(|max| max as u64),
+    }
+}
+
+/// A topic in one line, or a line for each thing that somebody should know of it.
+fn of_topic(name: &str, is: &str, found: &TopicFound, config: &KafkaConfig) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut warn = |what: String, mend: &str| findings.push(Finding::warning(format!("{is}; {what}"), mend.into()));
+    if found.leaderless > 0 {
+        let mend = "its records wait until a broker that has them is back";
+        warn(format!("{} without a leader", found.leaderless), mend);
+    }
+    if found.partitions != config.topics.partitions {
+        let mend = "it is used as it is; adding partitions would move keys and end their order";
+        warn(format!("the config says partitions {}", config.topics.partitions), mend);
+    }
+    if let Some(policy) = found.cleanup_policy.as_ref().filter(|policy| policy.contains("compact")) {
+        let mend = "older records of a key go when newer are there: a state, not a history; records without a key are \
+                    refused";
+        warn(format!("cleanup.policy is {policy}"), mend);
+    }
+    let deletes = found.cleanup_policy.as_ref().is_none_or(|policy| policy.contains("delete"));
+    let kept = |ms: i64| humantime::format_duration(Duration::from_millis(ms.unsigned_abs()));
+    if let Some(ms) = found.retention_ms.filter(|ms| deletes && (0..RETENTION_MS_MIN).contains(ms)) {
+        let mend = "a consumer that is away for longer misses events: raise it";
+        warn(format!("records are kept for {} (retention.ms)", kept(ms)), mend);
+    }
+    if let Some(bytes) = found.retention_bytes.filter(|bytes| deletes && *bytes >= 0) {
+        let mend = "a consumer that is away while more is written misses events: raise it";
+        warn(format!("a partition keeps {bytes} bytes (retention.bytes)"), mend);
+    }
+    if let Some(bytes) = found.message_bytes_max.filter(|bytes| *bytes < MESSAGE_BYTES_USUAL) {
+        let mend = "a larger row stops the stream with exit code 4: raise it, unless all rows are small";
+        warn(format!("records of up to {bytes} bytes (max.message.bytes)"), mend);
+    }
+    match found.min_insync_replicas {
+        Some(min) if min > found.replication => {
+            let (brokers, replication) = (&config.brokers, found.replication);
+            let mend = format!(
+                "kafka-configs --bootstrap-server {brokers} --alter --topic {name} --add-config \
+                 min.insync.replicas={replication}\nor add replicas: brokers before 4.0 refuse every record"
+            );
+            findings.push(Finding::cross(format!("{is}; min.insync.replicas is {min}"), mend));
+        }
+        Some(1) if found.replication > 1 => {
+            let mend = "an acknowledged record may be on one broker alone, and lost with it: raise it to 2";
+            warn("min.insync.replicas is 1".into(), mend);
+        }
+        _ => {}
+    }
+    if findings.is_empty() {
+        let kept = found.retention_ms.filter(|ms| deletes && *ms >= 0).map(|ms| format!(", kept for {}", kept(ms)));
+        let max = found.message_bytes_max.map(|max| format!(", records of up to {}", ByteSize::b(max)));
+        findings.push(Finding::ok([is, &kept.unwrap_or_default(), &max.unwrap_or_default()].concat()));
+    }
+    findings
 }
 
 #[cfg(test)]
@@ -235,18 +428,19 @@ mod tests {
 
     fn findings() -> Findings {
         Findings {
-            config: Vec::new(),
             source: vec![
-                Finding::ok("PostgreSQL 17.5, database shop".into()),
+                Finding::ok("PostgreSQL 17.5, database shop".into()).about("server"),
                 Finding::cross(
-                    "wal_level is replica".into(),
+                    "replica".into(),
                     "ALTER SYSTEM SET wal_level = logical;\n-- then restart the server".into(),
-                ),
+                )
+                .about("wal_level"),
             ],
-            sink: vec![Finding::warning(
-                "topic shop.public.orders has 3 partitions".into(),
-                "it is used as it is".into(),
-            )],
+            sink: vec![Finding::ok("1 broker: k:9092".into())],
+            topics: vec![
+                Finding::warning("partitions 3".into(), "it is used as it is".into()).about("topic shop.public.orders"),
+            ],
+            ..Findings::default()
         }
     }
 
@@ -257,16 +451,22 @@ mod tests {
     #[test]
     fn the_page_marks_each_finding_and_indents_what_mends_it() {
         assert_eq!(
-            plain(&findings().page()),
+            plain(&findings().page(None)),
             "\
 Postgres
-  ✓ PostgreSQL 17.5, database shop
-  ✗ wal_level is replica
+
+  ✓ server: PostgreSQL 17.5, database shop
+  ✗ wal_level: replica
       ALTER SYSTEM SET wal_level = logical;
       -- then restart the server
 
 Kafka
-  ! topic shop.public.orders has 3 partitions
+
+  ✓ 1 broker: k:9092
+
+Topics
+
+  ! topic shop.public.orders: partitions 3
       it is used as it is
 
 not ready: 1 thing to mend
@@ -275,13 +475,31 @@ not ready: 1 thing to mend
     }
 
     #[test]
+    fn a_terminal_has_columns_and_no_line_wider_than_it_is() {
+        let page = plain(&findings().page(Some(40)));
+        assert!(page.contains("\n  ✓ server:    PostgreSQL 17.5, database\n               shop\n"), "{page}");
+        assert!(page.contains("\n  ✗ wal_level: replica\n"), "{page}");
+        assert!(page.lines().all(|line| line.chars().count() <= 45), "{page}");
+        assert!(page.contains("      ALTER SYSTEM SET wal_level = logical;\n"), "what is pasted is whole: {page}");
+    }
+
+    #[test]
+    fn many_that_are_well_are_counted_and_none_that_is_not() {
+        let mut tables: Vec<_> = (0..300).map(|n| Finding::ok("key id".into()).about(format!("public.t{n}"))).collect();
+        tables.push(Finding::warning("no key".into(), "add one".into()).about("public.z"));
+        let page = plain(&Findings { tables, ..Findings::default() }.page(None));
+        assert!(page.contains("public.t19:") && !page.contains("public.t20:"), "{page}");
+        assert!(page.contains("  ! public.z: no key\n") && page.contains("and 280 more that are well"), "{page}");
+    }
+
+    #[test]
     fn the_verdict_follows_the_worst_level() {
         let mut findings = findings();
-        assert_eq!(findings.verdict(), "not ready: 1 thing to mend");
+        assert_eq!(plain(&findings.verdict()), "not ready: 1 thing to mend");
         findings.source.pop();
-        assert_eq!(findings.verdict(), "ready to run, with 1 warning");
-        findings.sink.pop();
-        assert_eq!(findings.verdict(), "ready to run");
+        assert_eq!(plain(&findings.verdict()), "ready to run, with 1 warning");
+        findings.topics.pop();
+        assert_eq!(plain(&findings.verdict()), "ready to run");
     }
 
     #[test]
@@ -299,8 +517,8 @@ not ready: 1 thing to mend
         let findings = Findings { config: vec![cross], ..findings() };
         assert_eq!(findings.exit(), Exit::Config);
         assert!(
-            plain(&findings.page())
-                .starts_with("Config\n  ✗ failed to find a table\n      the nearest is a.b\n\nPostgres\n")
+            plain(&findings.page(None))
+                .starts_with("Config\n\n  ✗ failed to find a table\n      the nearest is a.b\n\nPostgres\n")
         );
         assert!(findings.json().contains("\"side\": \"config\""));
     }
@@ -309,11 +527,12 @@ not ready: 1 thing to mend
     fn json_is_an_array_of_objects() {
         let json: serde_json::Value = serde_json::from_str(&findings().json()).unwrap();
         assert_eq!(
-            json[2],
+            json[3],
             serde_json::json!({
                 "side": "sink",
                 "level": "warning",
-                "what": "topic shop.public.orders has 3 partitions",
+                "about": "topic shop.public.orders",
+                "what": "partitions 3",
                 "mend": "it is used as it is",
             })
         );
@@ -321,58 +540,85 @@ not ready: 1 thing to mend
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_side_that_does_not_answer_is_a_cross_and_the_other_is_still_told() {
-        let sink = vec![Finding::ok("3 brokers".into())];
-        let told = Findings::gather(std::future::pending(), async { sink.clone() }).await;
-        assert_eq!(told.source[0].what, "Postgres did not answer within 9 s");
-        assert_eq!((told.source[0].level, told.sink), (Level::Cross, sink));
+    async fn a_side_that_does_not_answer_is_a_cross() {
+        let told = late(std::future::pending(), "Postgres", "source.postgres").await.unwrap();
+        assert_eq!((told.what.as_str(), told.level), ("Postgres did not answer within 8 s", Level::Cross));
+        assert_eq!(late(async {}, "Postgres", "source.postgres").await, None);
     }
 
     #[test]
     fn kafka_is_told_as_cluster_topics_and_faults() {
         let config = KafkaConfig::at("k:9092", Delivery::AtLeastOnce);
         let topic = |name: &str, found| TopicReport { name: name.into(), found };
-        let found = TopicFound { partitions: 6, replication: 1, ..TopicFound::default() };
-        let report = KafkaReport {
+        let found = TopicFound { partitions: 6, replication: 3, ..TopicFound::default() };
+        let fault = |kind, what: &str| KafkaFault { kind, what: what.into(), mend: "mend it".into() };
+        let mut report = KafkaReport {
             brokers: vec![BrokerReport { id: 1, address: "k:9092".into() }],
             topics: vec![
                 topic("a", Some(found.clone())),
                 topic("b", Some(TopicFound { partitions: 3, ..found.clone() })),
-                topic("c", Some(TopicFound { min_insync_replicas: Some(2), ..found.clone() })),
+                topic("c", Some(TopicFound { min_insync_replicas: Some(4), ..found.clone() })),
                 topic("d", Some(TopicFound { cleanup_policy: Some("compact".into()), ..found.clone() })),
-                topic("e", Some(TopicFound { leaderless: 2, ..found })),
+                topic("e", Some(TopicFound { leaderless: 2, ..found.clone() })),
                 topic("f", None),
+                topic("g", Some(TopicFound { retention_ms: Some(3_600_000), ..found.clone() })),
+                topic("h", Some(TopicFound { min_insync_replicas: Some(1), ..found.clone() })),
+                topic("i", Some(TopicFound { message_bytes_max: Some(1000), ..found.clone() })),
+                topic("j", Some(TopicFound { retention_bytes: Some(7), ..found })),
             ],
-            faults: vec![KafkaFault {
-                kind: KafkaFaultKind::Authorization,
-                what: "topic g: no".into(),
-                mend: "allow it".into(),
-            }],
+            principal: Some("User:cdc".into()),
+            acls: vec!["kafka-acls --add".into()],
+            faults: vec![
+                fault(KafkaFaultKind::Authorization, "topic k"),
+                fault(KafkaFaultKind::Authorization, "topic l"),
+            ],
             ..KafkaReport::default()
         };
-        let findings = Findings { sink: of_kafka(&report, &config), ..Findings::default() };
+        let page = |report: &KafkaReport| {
+            let (sink, topics) = of_kafka(report, &config);
+            plain(&Findings { sink, topics, ..Findings::default() }.page(None))
+        };
         assert_eq!(
-            plain(&findings.page()),
+            page(&report),
             "\
 Postgres
 
-Kafka
-  ✓ 1 broker: k:9092
-  ✓ topic a: partitions 6, replication 1
-  ! topic b: partitions 3, replication 1; the config says partitions 6
-      it is used as it is; adding partitions would move keys and end their order
-  ! topic c: partitions 6, replication 1; min.insync.replicas is 2
-      a broker before 4.0 refuses every record: lower min.insync.replicas, or add replicas
-  ! topic d: partitions 6, replication 1; cleanup.policy is compact
-      older records of a key go when newer are there: a state, not a history; records without a key are refused
-  ! topic e: partitions 6, replication 1; 2 without a leader
-      its records wait until a broker that has them is back
-  ✓ topic f is not there; `run` makes it: partitions 6, replication the broker's own
-  ✗ topic g: no
-      allow it
 
-not ready: 1 thing to mend
+Kafka
+
+  ✓ 1 broker: k:9092
+  ✓ cluster: without an id, controller none is known
+  ✗ rights: not granted to User:cdc: topic k, and 1 more
+      kafka-acls --add
+
+Topics
+
+  ✓ topic a: partitions 6, replication 3
+  ! topic b: partitions 3, replication 3; the config says partitions 6
+      it is used as it is; adding partitions would move keys and end their order
+  ✗ topic c: partitions 6, replication 3; min.insync.replicas is 4
+      kafka-configs --bootstrap-server k:9092 --alter --topic c --add-config min.insync.replicas=3
+      or add replicas: brokers before 4.0 refuse every record
+  ! topic d: partitions 6, replication 3; cleanup.policy is compact
+      older records of a key go when newer are there: a state, not a history; records without a key are refused
+  ! topic e: partitions 6, replication 3; 2 without a leader
+      its records wait until a broker that has them is back
+  ✓ topic f: not there; `run` makes it: partitions 6, replication the broker's own
+  ! topic g: partitions 6, replication 3; records are kept for 1h (retention.ms)
+      a consumer that is away for longer misses events: raise it
+  ! topic h: partitions 6, replication 3; min.insync.replicas is 1
+      an acknowledged record may be on one broker alone, and lost with it: raise it to 2
+  ! topic i: partitions 6, replication 3; records of up to 1000 bytes (max.message.bytes)
+      a larger row stops the stream with exit code 4: raise it, unless all rows are small
+  ! topic j: partitions 6, replication 3; a partition keeps 7 bytes (retention.bytes)
+      a consumer that is away while more is written misses events: raise it
+
+not ready: 2 things to mend
 "
         );
+        report.faults.clear();
+        assert!(page(&report).contains("✓ rights: nothing was refused to User:cdc"), "{}", page(&report));
+        report.principal = None;
+        assert!(page(&report).contains("✓ rights: the config logs in as nobody"), "{}", page(&report));
     }
 }

@@ -169,7 +169,7 @@ fn bad_template(template: &str) -> Option<String> {
     }
     literal.push_str(rest);
     if template.is_empty() || [".", ".."].contains(&template) || literal.len() > TOPIC_LEN_MAX {
-        return Some("it does not make a topic's name".into());
+        return Some("it does not make a topic's name, which has 1 to 249 letters, digits, `.`, `_` and `-`".into());
     }
     let illegal = literal.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c));
     illegal.map(|c| format!("Kafka allows no `{c}` in a topic's name, only letters, digits, `.`, `_` and `-`"))

@@ -536,7 +536,11 @@ fn a_topic_template_makes_legal_names() {
         "changes:\n  topic: a}",
         "c.yaml:13:10: `changes.topic`: Kafka allows no `}` in a topic's name, only letters, digits, `.`, `_` and `-`",
     );
-    refuses("changes:", "changes:\n  topic: ''", "c.yaml:13:10: `changes.topic`: it does not make a topic's name");
+    refuses(
+        "changes:",
+        "changes:\n  topic: ''",
+        "c.yaml:13:10: `changes.topic`: it does not make a topic's name, which has 1 to 249 letters, digits, `.`, `_` and `-`",
+    );
     for right in ["all", "{table}", "cdc-{schema}_{table}.v1"] {
         assert_eq!(loaded(&with("changes:", &format!("changes:\n  topic: \"{right}\""))).changes.unwrap().topic, right);
     }

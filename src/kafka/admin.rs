@@ -27,6 +27,7 @@ use crate::{
     kafka::{
         client::{self, PropertyError},
         fault::{self, Fault},
+        rights,
     },
     sink::{SinkError, Topic},
 };
@@ -125,10 +126,7 @@ fn look<C: ClientContext>(client: &Client<C>, topic: &str, wait: Duration) -> Re
 
 fn create(config: &KafkaConfig, properties: &ClientConfig, topic: &Topic) -> Result<(), SinkError> {
     let asked = &config.topics;
-    let mut new = NewTopic::new(&topic.name, asked.partitions, TopicReplication::Fixed(asked.replication));
-    for (name, value) in &asked.properties {
-        new = new.set(name, &value.0);
-    }
+    let new = new_topic(config, &topic.name);
     let admin: AdminClient<DefaultClientContext> =
         properties.create().map_err(|e| SinkError::Refused(Box::new(client::refused_together(&e))))?;
     let options = AdminOptions::new().request_timeout(Some(CREATE_WAIT)).operation_timeout(Some(CREATE_WAIT));
@@ -143,24 +141,36 @@ fn create(config: &KafkaConfig, properties: &ClientConfig, topic: &Topic) -> Res
         },
         Err(error) => code_of(&error),
     };
-    let mend = match code {
-        // Another instance, or a hand, was faster.
-        RDKafkaErrorCode::TopicAlreadyExists => return Ok(()),
-        RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => format!(
-            "allow it: {}; or make it: {}",
-            fault::acl_command(config, &["Create", "Describe", "Write"], &format!("--topic {}", topic.name)),
-            fault::topic_command(config, &topic.name)
-        ),
-        RDKafkaErrorCode::InvalidReplicationFactor => format!(
-            "sink.kafka.topics.replication is {}: set it to what the cluster's brokers can hold",
-            asked.replication
-        ),
-        code => fault::mend(code, &topic.name, config),
-    };
+    // Another instance, or a hand, was faster.
+    if code == RDKafkaErrorCode::TopicAlreadyExists {
+        return Ok(());
+    }
+    let mend = mend_create(config, code, &topic.name);
     let refused = fault::sort(code) == Fault::Refused || code == RDKafkaErrorCode::InvalidRequest;
     let (topic, table) = (topic.name.clone(), topic.table.clone());
     let error = Box::new(TopicError::Create { topic, table, code, mend });
     Err(if refused { SinkError::Refused(error) } else { SinkError::Passing(error) })
+}
+
+fn new_topic<'a>(config: &'a KafkaConfig, name: &'a str) -> NewTopic<'a> {
+    let asked = &config.topics;
+    let new = NewTopic::new(name, asked.partitions, TopicReplication::Fixed(asked.replication));
+    asked.properties.iter().fold(new, |new, (name, value)| new.set(name, &value.0))
+}
+
+fn mend_create(config: &KafkaConfig, code: RDKafkaErrorCode, topic: &str) -> String {
+    match code {
+        RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => format!(
+            "allow it: {}; or make it: {}",
+            fault::acl_command(config, &["Create", "Describe", "Write"], &format!("--topic {topic}")),
+            fault::topic_command(config, topic)
+        ),
+        RDKafkaErrorCode::InvalidReplicationFactor => format!(
+            "sink.kafka.topics.replication is {}: set it to what the cluster's brokers can hold",
+            config.topics.replication
+        ),
+        code => fault::mend(code, topic, config),
+    }
 }
 
 /// A topic's `max.message.bytes`, if we may know it.
@@ -208,6 +218,12 @@ pub struct KafkaReport {
     pub brokers: Vec<BrokerReport>,
     /// The topics that were asked for, in that order.
     pub topics: Vec<TopicReport>,
+    /// Topics that there was no time to look at.
+    pub unseen: usize,
+    /// Who we are to an authorizer, when the config says whom to log in as.
+    pub principal: Option<String>,
+    /// The commands that give us all that `run` needs.
+    pub acls: Vec<String>,
     /// What stands in the way, each with its mend.
     pub faults: Vec<KafkaFault>,
 }
@@ -241,8 +257,10 @@ pub struct TopicFound {
     pub leaderless: i32,
     /// `cleanup.policy`.
     pub cleanup_policy: Option<String>,
-    /// `retention.ms`.
+    /// `retention.ms`; -1 is for ever.
     pub retention_ms: Option<i64>,
+    /// `retention.bytes`, of a partition; -1 is without bound.
+    pub retention_bytes: Option<i64>,
     /// `min.insync.replicas`.
     pub min_insync_replicas: Option<i32>,
     /// `max.message.bytes`.
@@ -334,8 +352,14 @@ fn inspect_into(
     let controller = unsafe { rd_kafka_controllerid(client.native_ptr(), left(deadline).as_millis() as i32) };
     report.controller = (controller >= 0).then_some(controller);
 
-    let mut found = Vec::new();
-    for name in topics {
+    report.principal = rights::principal(kafka);
+    report.acls = rights::commands(config, topics);
+    let (mut found, mut absent) = (Vec::new(), Vec::new());
+    for (at, name) in topics.iter().enumerate() {
+        if Instant::now() >= deadline {
+            report.unseen = topics.len() - at;
+            break;
+        }
         match client.fetch_metadata(Some(name), left(deadline)) {
             Ok(metadata) => {
                 if report.brokers.is_empty() {
@@ -356,7 +380,9 @@ fn inspect_into(
                     }
                     Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
                         report.topics.push(TopicReport { name: name.clone(), found: None });
-                        if !kafka.topics.create {
+                        if kafka.topics.create {
+                            absent.push(name);
+                        } else {
                             report.faults.push(KafkaFault {
                                 kind: KafkaFaultKind::Topic,
                                 what: format!("topic {name} is absent, and sink.kafka.topics.create is false"),
@@ -377,8 +403,39 @@ fn inspect_into(
     }
     if !found.is_empty() {
         describe(report, &properties, &found, left(deadline));
+        let forbidden = |name| topic_fault(kafka, name, RDKafkaErrorCode::TopicAuthorizationFailed);
+        let unwritable = rights::unwritable(client, &found, left(deadline));
+        report.faults.extend(unwritable.iter().map(|name| forbidden(name)));
+    }
+    if !absent.is_empty() {
+        would_be_made(report, kafka, &properties, &absent, left(deadline));
     }
     Ok(())
+}
+
+/// Asks the broker whether it would make these topics. It looks at rights, partitions, replication, properties and policy,
+/// and makes nothing.
+fn would_be_made(
+    report: &mut KafkaReport,
+    config: &KafkaConfig,
+    properties: &ClientConfig,
+    absent: &[&String],
+    timeout: Duration,
+) {
+    let admin: Result<AdminClient<DefaultClientContext>, _> = properties.create();
+    let Ok(admin) = admin else { return };
+    let topics: Vec<_> = absent.iter().map(|name| new_topic(config, name)).collect();
+    let options = AdminOptions::new().request_timeout(Some(timeout)).validate_only(true);
+    // What cannot be asked now is told by `run`.
+    for made in wait(admin.create_topics(&topics, &options)).unwrap_or_default() {
+        let Err((name, code)) = made else { continue };
+        // A broker that is slow to answer does not refuse.
+        if matches!(fault::sort(code), Fault::Refused) || code == RDKafkaErrorCode::InvalidRequest {
+            let fault = topic_fault(config, &name, code);
+            report.faults.push(KafkaFault { mend: mend_create(config, code, &name), ..fault });
+            report.topics.retain(|topic| topic.name != name);
+        }
+    }
 }
 
 /// Waits until a broker answers, or says that we are not let in, or time is up.
@@ -455,6 +512,7 @@ fn describe(report: &mut KafkaReport, properties: &ClientConfig, found: &[&Strin
         if let Some(topic) = topic {
             topic.cleanup_policy = value("cleanup.policy");
             topic.retention_ms = value("retention.ms").and_then(|v| v.parse().ok());
+            topic.retention_bytes = value("retention.bytes").and_then(|v| v.parse().ok());
             topic.min_insync_replicas = value("min.insync.replicas").and_then(|v| v.parse().ok());
             topic.message_bytes_max = value("max.message.bytes").and_then(|v| v.parse().ok());
         }

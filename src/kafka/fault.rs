@@ -2,7 +2,7 @@
 
 use rdkafka::types::RDKafkaErrorCode;
 
-use crate::config::KafkaConfig;
+use crate::{config::KafkaConfig, kafka::rights};
 
 /// What is to be done about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +86,17 @@ pub fn mend(code: RDKafkaErrorCode, topic: &str, config: &KafkaConfig) -> String
         E::InvalidTopic => {
             "choose another name in changes.topic: letters, digits, '.', '_' and '-', at most 249".into()
         }
-        E::PolicyViolation | E::InvalidConfig => {
-            "the cluster's policy or sink.kafka.topics.properties must change; the broker's log says which".into()
+        E::PolicyViolation => format!(
+            "the cluster's policy does not take it: change partitions ({}), replication ({}) or properties of \
+             sink.kafka.topics, or the policy; the broker's log says which",
+            config.topics.partitions, config.topics.replication
+        ),
+        E::InvalidConfig => {
+            let names: Vec<_> = config.topics.properties.keys().map(String::as_str).collect();
+            format!(
+                "change sink.kafka.topics.properties ({}); the broker's log says which it does not take, and why",
+                names.join(", ")
+            )
         }
         E::InvalidReplicationFactor => "set sink.kafka.topics.replication to what the cluster can hold".into(),
         E::InvalidPartitions => "set sink.kafka.topics.partitions to 1 or more".into(),
@@ -117,12 +126,12 @@ pub fn mend_refusal(code: RDKafkaErrorCode) -> &'static str {
 
 /// The command that gives us a right.
 pub fn acl_command(config: &KafkaConfig, operations: &[&str], resource: &str) -> String {
-    let user = config.properties.get("sasl.username").and_then(|user| user.read().ok()).unwrap_or("<us>".into());
+    let principal = rights::principal(config).unwrap_or_else(|| "User:ANONYMOUS".into());
     let operations: String = operations.iter().map(|operation| format!(" --operation {operation}")).collect();
     let brokers = &config.brokers;
     format!(
         "kafka-acls --bootstrap-server {brokers} --add --allow-principal {}{operations} {resource}",
-        quote(&format!("User:{user}"))
+        quote(&principal)
     )
 }
 

@@ -286,8 +286,8 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
     })
 }
 
-fn file_fault(key: &'static str, path: &Path, source: FileError) -> SourceError {
-    Fault::TlsFile { key, path: path.display().to_string(), source }.refused()
+fn file_fault(key: &'static str, path: &Path, cause: FileError) -> SourceError {
+    Fault::TlsFile { key, path: path.display().to_string(), cause }.refused()
 }
 
 /// libpq's four ways to look at a server's certificate.

@@ -75,11 +75,11 @@ pub(crate) enum Fault {
     Again { what: String, left: humantime::FormattedDuration },
     #[error("reach any of the hosts: {what}")]
     Unreached { what: String },
-    #[error("read {key} {path}")]
-    TlsFile { key: &'static str, path: String, source: Box<dyn Error + Send + Sync> },
+    #[error("read {key} {path}: {cause}; name a PEM file that can be read")]
+    TlsFile { key: &'static str, path: String, cause: Box<dyn Error + Send + Sync> },
     #[error("log in to {address}: {what}")]
     LogIn { address: String, what: String },
-    #[error("find a primary among {hosts}: all of them are standbys")]
+    #[error("find a primary among {hosts}: all of them are standbys; name the primary too, or promote one")]
     OnlyStandbys { hosts: String },
     #[error("{doing} from {address}")]
     Broken { doing: &'static str, address: String, source: io::Error },
@@ -129,11 +129,12 @@ impl Said {
     /// Sorts it by what is to be done, and says how it is mended.
     pub(crate) fn sort(self, step: Step, who: &Who) -> SourceError {
         let kind = self.kind(step);
-        let text = match mend(&self, step, who) {
+        let mend = mend(&self, step, who);
+        let text = match &mend {
             Some(mend) => format!("{}: {self}; {mend}", doing(step, who)),
             None => format!("{}: {self}", doing(step, who)),
         };
-        let error = Box::new(Sorted { text, said: self });
+        let error = Box::new(Sorted { text, said: self, mend });
         match kind {
             Kind::Passing => SourceError::Passing(error),
             Kind::Refused => SourceError::Refused(error),
@@ -156,6 +157,8 @@ impl Said {
             ("55P03", _) => Kind::Passing,
             // Another instance has just made it.
             ("42710", Step::Prepare) => Kind::Passing,
+            // A pooler will say so for ever.
+            ("08P01", _) if message.contains(POOLER_SAYS) => Kind::Refused,
             (code, _) => match code.get(..2).unwrap_or_default() {
                 // 0A not supported, 22 bad value, 25006 read-only, 28 who are you, 3D no database, 42 no right or no
                 // such thing, 55 wrong state.
@@ -223,6 +226,9 @@ pub(crate) fn tls_mend(error: &io::Error) -> Option<&'static str> {
         InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. }) => {
             Some("connect by a name that is among the certificate's subjectAltNames, or say sslmode=verify-ca")
         }
+        InvalidCertificate(Wrong::Expired | Wrong::ExpiredContext { .. }) => {
+            Some("the server's certificate has expired: renew it there (ssl_cert_file) and reload; or a clock is wrong")
+        }
         InvalidCertificate(_) => Some("name the authority that signed it in sslrootcert"),
         AlertReceived(_) => Some(
             "the server refuses our certificate: sslcert must be signed by an authority in its ssl_ca_file, and be valid",
@@ -238,6 +244,8 @@ pub(crate) struct Sorted {
     text: String,
     /// What the server said.
     pub said: Said,
+    /// The end of the text: what is to be done.
+    pub mend: Option<String>,
 }
 
 /// The slot cannot be gone on with.
@@ -304,6 +312,7 @@ fn doing(step: Step, who: &Who) -> String {
 fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
     let Who { user, database, slot, certificate, .. } = who;
     let mend = match (said.code.as_str(), step) {
+        ("08P01", _) if said.message.contains(POOLER_SAYS) => POOLER.into(),
         // `clientcert=verify-full` says no more than this of a certificate for somebody else.
         ("28P01", _) if *certificate => {
             format!("check user and password in source.postgres, and that the certificate in sslcert is for CN={user}")
@@ -330,6 +339,10 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
             format!("ALTER ROLE \"{user}\" REPLICATION")
         }
         ("53300", Step::LogInToReplicate) => "raise max_wal_senders, or end another replication session".into(),
+        ("53300", _) if said.message.contains("for role") => format!("ALTER ROLE \"{user}\" CONNECTION LIMIT -1"),
+        ("53300", _) if said.message.contains("for database") => {
+            format!("ALTER DATABASE \"{database}\" CONNECTION LIMIT -1")
+        }
         ("53300", _) => "raise max_connections, or end other sessions".into(),
         ("53400", _) => "raise max_replication_slots and restart the server, or drop a slot that is not used".into(),
         ("55000", _) if said.message.contains("wal_level") => WAL_LEVEL.into(),
@@ -349,6 +362,14 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
 /// What is said of a server that asks for less than SCRAM-SHA-256-PLUS.
 pub(crate) const NOT_BOUND: &str = "the server does not bind the log-in to TLS; have pg_hba.conf ask for scram-sha-256, and set \
                                     the password again under password_encryption = scram-sha-256";
+
+/// What PgBouncer answers to `options` and to `replication`; it gives it the code of a protocol violation.
+const POOLER_SAYS: &str = "unsupported startup parameter";
+
+/// How a pooler is mended.
+pub(crate) const POOLER: &str = "that is a pooler such as PgBouncer, which replication does not pass: name the server itself, and \
+                                 its own port, in source.postgres";
+
 /// How `wal_level` is mended.
 pub(crate) const WAL_LEVEL: &str = "ALTER SYSTEM SET wal_level = logical, and restart the server";
 
@@ -393,6 +414,12 @@ mod tests {
             ("42501", "must be superuser", Step::LogInToReplicate, "ALTER ROLE \"cdc\" REPLICATION"),
             ("55000", "logical decoding requires wal_level >= logical", Step::Prepare, "SET wal_level = logical"),
             ("53400", "all replication slots are in use", Step::Prepare, "max_replication_slots"),
+            (
+                "08P01",
+                "unsupported startup parameter: replication",
+                Step::LogInToReplicate,
+                "a pooler such as PgBouncer",
+            ),
         ] {
             let error = sorted(code, message, step);
             let passing = code == "53400";

@@ -266,17 +266,24 @@ impl Plan {
     ) -> Result<(), PublicationFault> {
         self.names.push(name.to_owned());
         for table in keyless {
-            let name = table.full_name();
-            self.findings.push(match &table.narrow {
+            let name_of = table.full_name();
+            let finding = match &table.narrow {
                 Some(Narrow { omitted, breaks: Some(why), .. }) if table.identified => Finding::warning(
-                    format!("{name} is published without {}, and {why}: only its inserts are told", omitted.join(", ")),
-                    format!("take {name} out of source.omit_columns, or go back to another identity"),
+                    format!(
+                        "published without {}, and {why}: only its inserts are told, by {name}",
+                        omitted.join(", ")
+                    ),
+                    format!("take {name_of} out of source.omit_columns, or go back to another identity"),
                 ),
                 _ => Finding::warning(
-                    format!("{name} has neither a primary key nor full identity: only its inserts are told"),
-                    format!("ALTER TABLE {name} REPLICA IDENTITY FULL, or a primary key, tells all"),
+                    format!("neither a primary key nor full identity: only its inserts are told, by {name}"),
+                    format!(
+                        "ALTER TABLE {} REPLICA IDENTITY FULL;  -- or a primary key",
+                        sql_name(&table.schema, &table.name)
+                    ),
                 ),
-            });
+            };
+            self.findings.push(finding.about(name_of));
         }
         let Some(there) = there else {
             if let Some(slot) = slot {
@@ -319,13 +326,13 @@ impl Plan {
         let name = &rows.name;
         if rows.publishes.len() < 4 {
             let what = format!("publication {name} publishes only {}", rows.publishes.join(", "));
-            let sql = "SET (publish = 'insert, update, delete, truncate')";
+            let sql = "SET (publish = 'insert, update, delete, truncate');";
             self.findings.push(Finding::warning(what, format!("ALTER PUBLICATION {} {sql}", escape_identifier(name))));
         }
         if rows.via_root {
             let what =
                 format!("publication {name} publishes via the partition root: TRUNCATE of one partition is not told");
-            let sql = "SET (publish_via_partition_root = false)";
+            let sql = "SET (publish_via_partition_root = false);";
             self.findings.push(Finding::warning(what, format!("ALTER PUBLICATION {} {sql}", escape_identifier(name))));
         }
         for table in rows.tables.iter().filter(|table| wanted.iter().any(|wanted| table.is(wanted))) {
@@ -349,12 +356,11 @@ impl Plan {
         }
         for table in wanted.iter().filter(|table| !table.identified && rows.covers(table)) {
             let what = format!(
-                "{} has neither a primary key nor full identity, and publication {name} publishes updates and deletes: \
-                 the application's UPDATE and DELETE on it fail",
-                table.full_name()
+                "neither a primary key nor full identity, and publication {name} publishes updates and deletes: the \
+                 application's UPDATE and DELETE on it fail"
             );
-            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL", table.full_name());
-            self.findings.push(Finding::cross(what, sql));
+            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL;", sql_name(&table.schema, &table.name));
+            self.findings.push(Finding::cross(what, sql).about(table.full_name()));
         }
     }
 }
@@ -525,7 +531,7 @@ mod tests {
         assert_eq!(plan.statements, [r#"ALTER PUBLICATION "p" ADD TABLE ONLY "public"."new""#]);
         assert_eq!(plan.joining, ["public.new"]);
         let finding = &plan.findings[0];
-        assert!(finding.what.contains("public.keyless has neither"), "{finding:?}");
+        assert_eq!((finding.about.as_str(), finding.level), ("public.keyless", crate::finding::Level::Cross));
     }
 
     #[test]

@@ -126,15 +126,15 @@ pub(crate) struct Survey {
 
 impl Survey {
     /// Whether the database has what the config names.
-    pub(crate) fn check(&self, config: &Config, version_num: i32) -> Result<(), SourceError> {
+    pub(crate) fn check(&self, config: &Config, version_num: i32) -> Result<(), PatternError> {
         let Some(changes) = &config.changes else { return Ok(()) };
-        Patterns::compile(changes).and_then(|patterns| patterns.check(&self.tables)).map_err(misfit)?;
+        Patterns::compile(changes)?.check(&self.tables)?;
         match config.source.omit_columns.first() {
             Some(column) if version_num < 150_000 => {
                 let why = "column lists are there from PostgreSQL 15 on; remove it".into();
-                Err(misfit(PatternError::Omit { column: column.clone(), why }))
+                Err(PatternError::Omit { column: column.clone(), why })
             }
-            _ => check_omitted(&config.source.omit_columns, &self.tables).map_err(misfit),
+            _ => check_omitted(&config.source.omit_columns, &self.tables),
         }
     }
 
@@ -267,7 +267,7 @@ impl Control {
         }
         let survey = self.survey(config, server.version_num).await?;
         begin.warned.compare(&name, &survey, config)?;
-        survey.check(config, server.version_num)?;
+        self.check_names(&survey, config, server.version_num).await?;
         let mut plan = survey.plan(config, slot.as_ref().map(|slot| slot.confirmed))?;
         (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
         (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), self.system_identifier().await?).await?;
@@ -303,7 +303,7 @@ impl Control {
                 plan.horizon = self.horizon(&plan.joining).await?;
                 self.slot(&name).await?.map_or(Lsn::INVALID, |slot| slot.confirmed)
             }
-            None => self.create_slot(&name, &sql).await?,
+            None => self.create_slot(&name).await?,
         };
         self.remember(config, server.version_num, &plan).await?;
         Ok((plan, confirmed))
@@ -348,8 +348,32 @@ impl Control {
         slot: Option<&Slot>,
     ) -> Result<Plan, SourceError> {
         let survey = self.survey(config, version_num).await?;
-        survey.check(config, version_num)?;
+        self.check_names(&survey, config, version_num).await?;
         survey.plan(config, slot.map(|slot| slot.confirmed))
+    }
+
+    /// Whether the database has what the config names.
+    async fn check_names(&self, survey: &Survey, config: &Config, version_num: i32) -> Result<(), SourceError> {
+        match survey.check(config, version_num) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(misfit(self.explain(error).await?)),
+        }
+    }
+
+    /// A name that no table has may be a view's, a foreign table's or a temporary table's.
+    async fn explain(&self, error: PatternError) -> Result<PatternError, SourceError> {
+        let PatternError::NoTable { pattern: table, .. } = &error else { return Ok(error) };
+        let table = table.clone();
+        let rows = self.query(RELATION_KIND, &[&table]).await?;
+        let kind = rows.first().and_then(|row| match row.get::<_, &str>("kind") {
+            "v" => Some("a view"),
+            "m" => Some("a materialized view"),
+            "f" => Some("a foreign table"),
+            "r" | "p" => Some("a temporary or system table"),
+            "S" => Some("a sequence"),
+            _ => None,
+        });
+        Ok(kind.map_or(error, |kind| PatternError::NotATable { table, kind }))
     }
 
     /// Runs a plan whole or not at all. `Fault::Busy` when a lock was in the way.
@@ -460,12 +484,13 @@ impl Control {
     }
 
     /// Makes the slot, and says where it starts.
-    async fn create_slot(&self, name: &str, sql: &[String]) -> Result<Lsn, SourceError> {
+    async fn create_slot(&self, name: &str) -> Result<Lsn, SourceError> {
         info!(slot = %name, "a new pipeline: making its slot, which waits for the transactions that are running now");
         // As long as the longest of them: no timeout of ours may end it.
         self.execute("SET statement_timeout = 0; SET lock_timeout = 0", Step::Prepare).await?;
         let row = self.client.query_one(CREATE_SLOT, &[&name]).await;
-        let row = row.map_err(|error| self.refuse_with_sql(error, &sql[sql.len() - 1..]))?;
+        // Whoever may not make a slot may not read one: made by another, it would not help.
+        let row = row.map_err(|error| sort(error, Step::Prepare, &self.who))?;
         self.execute("RESET statement_timeout; RESET lock_timeout", Step::Prepare).await?;
         let start = Lsn(row.get::<_, PgLsn>(0).into());
         info!(slot = %name, %start, "made the slot");
@@ -652,6 +677,10 @@ WHERE l.granted AND l.locktype = 'relation' AND l.pid <> pg_backend_pid()
   AND n.nspname || '.' || c.relname = ANY ($1)
   AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 ORDER BY 3, 1 LIMIT 3";
+
+const RELATION_KIND: &str = "
+SELECT c.relkind::text AS kind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname || '.' || c.relname = $1";
 
 const PUBLICATION: &str = "
 SELECT p.oid, p.puballtables AS all_tables, p.pubinsert AS insert, p.pubupdate AS update, p.pubdelete AS delete,

@@ -43,6 +43,16 @@ pub enum PatternError {
         /// What is the matter, and how to mend it.
         why: String,
     },
+    /// It is there and is no table whose rows are in the log.
+    #[error(
+        "publish {table}: it is {kind}, and the log has no rows of it; take it out of changes.tables, or name the tables that it reads from"
+    )]
+    NotATable {
+        /// `schema.table`.
+        table: String,
+        /// `a view`, `a foreign table` and so on.
+        kind: &'static str,
+    },
     /// A table by its name that the log knows nothing of.
     #[error("publish {table}: it is unlogged; ALTER TABLE {table} SET LOGGED, or take it out of changes.tables")]
     Unlogged {

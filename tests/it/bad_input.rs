@@ -1,6 +1,7 @@
-//! What users and servers get wrong, one by one on real servers: the exit code, the words, and that nothing is lost.
+//! What users and servers get wrong, and what comes after: once it is mended nothing is lost. What is said of each
+//! situation alone is in `situations.rs`.
 
-use std::{fs, net::TcpListener, time::Duration};
+use std::{fs, time::Duration};
 
 use futures::executor::block_on;
 use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
@@ -31,69 +32,15 @@ fn role(db: &Db, rights: &str) -> String {
     role
 }
 
-// The config: nothing is begun, and the message names file, line and key.
-
 #[test]
-fn a_config_that_cannot_be_used_ends_with_2_and_names_the_line() {
-    let db = database();
-    let good = Pipe::of(&db);
-    let with = |from: &str, to: &str| {
-        let text = good.yaml();
-        assert!(text.contains(from), "{from} in\n{text}");
-        text.replacen(from, to, 1)
-    };
-    let delivery = "    delivery: exactly_once";
-    let property = |line: &str| with(delivery, &format!("{delivery}\n    properties:\n      {line}"));
-    let url = db.url.as_str();
-    let cases: &[(String, &[&str])] = &[
-        (with("changes:", "changes: ]"), &["offshoot.yaml:", "error:"]),
-        (with("tables: [\"public.*\"]", "tables: 3"), &["offshoot.yaml:9:", "`changes.tables` must be a list"]),
-        (with("changes:", "chnages:"), &["offshoot.yaml:8:1", "unknown key `chnages`", "did you mean `changes`?"]),
-        (with(url, "${OFFSHOOT_TEST_NOT_SET}"), &["offshoot.yaml:3:", "source.postgres", "OFFSHOOT_TEST_NOT_SET"]),
-        (with(url, "file:/nonexistent/url"), &["offshoot.yaml:3:", "cannot read /nonexistent/url", "No such file"]),
-        (with(url, "postgres://h/d?sslmod=require"), &["offshoot.yaml:3:", "unknown key `sslmod`", "sslmode"]),
-        (with(url, "mysql://h/d"), &["offshoot.yaml:3:", "source.postgres is neither a URI"]),
-        (with("public.*", "public.[a"), &["offshoot.yaml:9:", "`public.[a` is not a pattern"]),
-        (with("public.*", "orders"), &["offshoot.yaml:9:", "has no schema; write `public.orders`"]),
-        (
-            property("linger.sm: 5"),
-            &["offshoot.yaml:9:7", "`sink.kafka.properties.linger.sm`", "did you mean `linger.ms`?"],
-        ),
-        (property("compression.type: rar"), &["offshoot.yaml:9:", "`sink.kafka.properties.compression.type`", "rar"]),
-        (
-            property("partitioner: random"),
-            &["offshoot.yaml:9:7", "`sink.kafka.properties.partitioner`", "murmur2_random"],
-        ),
-        (property("acks: 1"), &["offshoot.yaml:9:7", "`sink.kafka.properties.acks`", "write `all` or remove it"]),
-        (property("max.in.flight: 9"), &["offshoot.yaml:8:", "`sink.kafka.properties`", "max.in.flight"]),
-    ];
-    for (text, words) in cases {
-        let offshoot = crate::support::program::Offshoot::run(crate::pipe::binary(), text);
-        ends(offshoot, 2, words);
-    }
+fn a_config_that_is_not_there_or_cannot_be_used_begins_nothing() {
     let absent = std::process::Command::new(crate::pipe::binary()).args(["run", "-c", "/nonexistent.yaml"]).output();
     let absent = absent.unwrap();
     assert_eq!(absent.status.code(), Some(2));
     says(&String::from_utf8_lossy(&absent.stderr), &["cannot read /nonexistent.yaml: No such file"]);
-    assert_eq!(db.text("SELECT count(*) FROM pg_publication"), "0", "nothing is begun");
-}
-
-#[test]
-fn a_table_that_is_not_there_is_the_configs_fault_and_the_nearest_is_named() {
     let db = database();
-    let pipe = Pipe { tables: "public.tt".into(), ..Pipe::of(&db) };
-    let words = ["find a table for `public.tt` of changes.tables", "the nearest is public.t"];
-    pipe.ends(2, &words);
-    pipe.checks(2, &words);
+    Pipe { tables: "public.tt".into(), ..Pipe::of(&db) }.ends(2, &["find a table for `public.tt`"]);
     assert_eq!(db.text("SELECT count(*) FROM pg_publication"), "0", "nothing is begun");
-}
-
-#[test]
-fn an_unlogged_table_by_its_name_is_the_configs_fault() {
-    let db = database();
-    db.execute("CREATE UNLOGGED TABLE cache (id int PRIMARY KEY)");
-    let pipe = Pipe { tables: "public.cache".into(), ..Pipe::of(&db) };
-    pipe.ends(2, &["public.cache", "ALTER TABLE public.cache SET LOGGED"]);
 }
 
 #[test]
@@ -112,32 +59,7 @@ fn two_tables_that_come_to_one_topic_are_refused_before_anything_is_published() 
     apart.arrives("t", &[1]);
 }
 
-#[test]
-fn an_address_that_is_taken_is_the_configs_fault() {
-    let db = database();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let rest = format!("admin: {{ listen: {} }}", taken.local_addr().unwrap());
-    Pipe { rest, ..Pipe::of(&db) }.ends(2, &["`admin.listen`: cannot listen on", "Address already in use"]);
-}
-
 // Postgres.
-
-#[test]
-fn who_is_not_let_in_is_told_why() {
-    let db = database();
-    let pipe = Pipe::of(&db);
-    let with = |url: String| Pipe { url, ..pipe.clone() };
-    let absent = with(postgres::shared(V17).url("no_such_database"));
-    let words = ["database \"no_such_database\" does not exist", "CREATE DATABASE \"no_such_database\""];
-    absent.ends(3, &words);
-    absent.checks(3, &words);
-    let wrong = with(db.url_as("postgres", "sEcReT-wrong"));
-    let words = ["password authentication failed", "check user and password in source.postgres"];
-    wrong.ends(3, &words);
-    wrong.checks(3, &words);
-    let none = with(db.url.replace(&format!(":{}@", postgres::PASSWORD), "@"));
-    none.ends(3, &["asks for a password, and source.postgres has none"]);
-}
 
 #[test]
 fn a_role_without_replication_is_told_the_sql_and_goes_on_once_it_has_run() {
@@ -189,24 +111,11 @@ fn a_publication_that_misses_a_table_is_told_as_sql_where_it_is_left_to_its_owne
 }
 
 #[test]
-fn a_server_without_logical_decoding_is_told_the_setting() {
-    let server = postgres::private(V17, &[("wal_level", "replica")]);
-    let db = server.create_database();
-    db.execute("CREATE TABLE t (id int PRIMARY KEY)");
-    let pipe = Pipe::of(&db);
-    let mend = "ALTER SYSTEM SET wal_level = logical";
-    pipe.checks(3, &["wal_level: replica", mend]);
-    pipe.ends(3, &["wal_level is replica", mend]);
-}
-
-#[test]
 fn a_slot_that_is_not_ours_is_left_alone() {
     let db = database();
     let slot = Pipe::of(&db).slot();
     let drop = format!("SELECT pg_drop_replication_slot('{slot}')");
     let ends = |pipe: &Pipe, words: &[&str]| {
-        pipe.ends(3, words);
-        pipe.checks(3, words);
         let (code, text) = pipe.command(&["drop", "--yes"]);
         assert_eq!(code, 3, "{text}");
         says(&text, words);
@@ -247,16 +156,6 @@ fn an_invalidated_slot_is_a_gap_and_drop_clears_the_way() {
     pipe.prepare();
     db.execute("INSERT INTO t VALUES (9)");
     pipe.arrives("t", &[9]);
-}
-
-#[test]
-fn a_slot_that_is_gone_is_a_gap() {
-    let db = database();
-    let pipe = Pipe::of(&db);
-    pipe.prepare();
-    db.execute(&format!("SELECT pg_drop_replication_slot('{}')", pipe.slot()));
-    db.execute("INSERT INTO t VALUES (1)");
-    pipe.ends(5, &["is not there any more", "offshoot resume --new-slot"]);
 }
 
 #[test]
@@ -457,26 +356,6 @@ fn a_topic_that_is_forbidden_is_told_as_a_command_and_all_arrives_once_it_is_all
         "t",
         &[1],
     );
-}
-
-#[test]
-fn a_kafka_that_does_not_let_us_in_ends_with_4() {
-    let Secured { sasl, ssl, other_authority, .. } = secured();
-    let db = database();
-    let with = |brokers: &str, properties: &str| Pipe {
-        brokers: brokers.into(),
-        kafka: format!("properties:\n  {properties}"),
-        ..Pipe::of(&db)
-    };
-    let user = "security.protocol: SASL_PLAINTEXT\n  sasl.mechanism: PLAIN\n  sasl.username: alice\n  sasl.password: sEcReT-wrong";
-    let wrong = with(sasl, user);
-    let words = ["sasl.username, sasl.password", "sink.kafka.properties"];
-    wrong.ends(4, &words);
-    wrong.checks(4, &words);
-    let foreign = with(ssl, &format!("security.protocol: SSL\n  ssl.ca.location: {}", other_authority.display()));
-    let words = ["certificate verify failed", "ssl.ca.location"];
-    foreign.ends(4, &words);
-    foreign.checks(4, &words);
 }
 
 #[test]

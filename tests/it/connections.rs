@@ -362,7 +362,7 @@ fn check_says_that_all_is_well_and_each_cross_has_its_mend() {
     let topic = pipe.topic("t");
     pipe.checks(
         0,
-        &["wal_level: logical", "will be made", &format!("topic {topic} is not there; `run` makes it"), "ready to run"],
+        &["wal_level: logical", "will be made", &format!("topic {topic}: not there; `run` makes it"), "ready to run"],
     );
     assert_eq!(publications(&db), "", "it changes nothing");
     kafka::shared().create_topic(&topic, 3, &[("cleanup.policy", "compact")]);

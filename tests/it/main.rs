@@ -9,6 +9,7 @@ mod project_files;
 mod licenses;
 mod pipe;
 mod bad_input;
+mod situations;
 mod connections;
 mod logins;
 mod rotation;

@@ -114,7 +114,7 @@ impl Pipe {
         let (found, text) = self.command(&["check"]);
         assert_eq!(found, code, "{text}");
         says(&text, words);
-        assert!(began.elapsed() < Duration::from_secs(12), "check took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(10), "check took {:?}", began.elapsed());
         text
     }
 

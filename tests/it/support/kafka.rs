@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, OnceLock},
@@ -70,7 +71,11 @@ pub fn shared() -> &'static Broker {
         if let Ok(address) = env::var("OFFSHOOT_TEST_KAFKA") {
             return Broker { address, local: None };
         }
-        if servers::fetched().is_some() || !servers::docker_runs() { private(&Options::default()) } else { container() }
+        if servers::fetched().is_none() && servers::docker_runs() {
+            return container();
+        }
+        // It is never killed; on a busy machine a second without a heartbeat would fence it, and its topics lose their leaders.
+        private(&Options::default().property("broker.session.timeout.ms", "30000"))
     })
 }
 
@@ -510,6 +515,30 @@ fn java(options: &Options) -> Command {
     }
     command.arg("-cp").arg(class_path).stdin(Stdio::null());
     command
+}
+
+/// A directory with Kafka's own `kafka-acls` and `kafka-configs`, for a `PATH`. They log in by `admin`, the lines of a
+/// properties file, as whoever administers a cluster has them.
+pub fn tools(admin: &str) -> PathBuf {
+    let dir = process::new_dir("kafka-tools");
+    let fetched = servers::fetched().unwrap_or_else(|| panic!("no Kafka tools: {REMEDY}"));
+    let class_path = fs::read_to_string(fetched.join("kafka/classpath")).expect("make setup wrote it");
+    fs::write(dir.join("admin.properties"), admin).unwrap();
+    for (name, class) in [
+        ("kafka-acls", "org.apache.kafka.tools.AclCommand"),
+        ("kafka-configs", "kafka.admin.ConfigCommand"),
+        ("kafka-topics", "org.apache.kafka.tools.TopicCommand"),
+    ] {
+        let script = format!(
+            "#!/bin/sh\nexec java -Xmx128m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp '{class_path}:{}/*' {class} \
+             --command-config '{}/admin.properties' \"$@\"\n",
+            fetched.join("extras/kafka").display(),
+            dir.display()
+        );
+        fs::write(dir.join(name), script).unwrap();
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    dir
 }
 
 /// Starts a broker in Docker.

@@ -14,6 +14,7 @@ pub mod secrets;
 pub mod process;
 pub mod servers;
 pub mod postgres;
+pub mod pooler;
 pub mod kafka;
 pub mod program;
 pub mod golden;

@@ -257,6 +257,11 @@ impl Server {
         session.execute("SELECT pg_reload_conf()");
     }
 
+    /// Leaves settings to ALTER SYSTEM from the next start on.
+    pub fn leave(&self, names: &[&str]) {
+        self.settings.lock().unwrap().retain(|(name, _)| !names.contains(&name.as_str()));
+    }
+
     fn own(&self) -> &Local {
         self.local.as_ref().unwrap_or_else(|| panic!("no local Postgres: {REMEDY}"))
     }
