@@ -21,7 +21,7 @@ pub mod save;
 #[cfg(test)]
 pub(crate) mod compose;
 
-pub use inspect::{Inspection, inspect};
+pub use inspect::{Inspection, SlotSeen, inspect};
 pub use session::Session;
 pub use slot::{Dropped, Warned};
 pub use watch::{Lagging, Watch};

@@ -254,6 +254,23 @@ pub enum Gap {
     },
 }
 
+impl Gap {
+    /// What goes on with it, once somebody has decided to.
+    pub fn mend(&self) -> &'static str {
+        match self {
+            Self::NoProgress { .. } => {
+                "offshoot resume --from-slot; or, if you know how far events have come, --at LSN"
+            }
+            Self::NoSlot { .. } => "offshoot resume --new-slot",
+            Self::LogMovedBack { .. } => "connect to the right server; or offshoot resume --from-slot",
+            Self::OtherFingerprint { .. } => {
+                "start the config and the version that began it; or offshoot resume --from-slot"
+            }
+            Self::SlotAhead { .. } | Self::OtherSystem { .. } => "offshoot resume --from-slot",
+        }
+    }
+}
+
 /// Whether the log is the one that was published from: asked before anybody is fenced off.
 pub fn same_system(progress: Option<&Progress>, here: &Origin) -> Result<(), Gap> {
     match progress {
@@ -312,21 +329,28 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
             going_on.never_came_to_be = Some((left, left));
         }
     }
-    if found.confirmed > going_on.published {
-        return Err(Gap::SlotAhead {
-            slot: slot(),
-            confirmed: found.confirmed,
-            end,
-            bytes: found.confirmed.bytes_since(going_on.published),
-            since: date(progress.time),
-        });
-    }
+    ahead(progress, found.confirmed, going_on.published, end, slot())?;
     match going_on.partial {
         Some(Partial { commit, index }) if progress.fingerprint != found.fingerprint => {
             Err(Gap::OtherFingerprint { commit, index })
         }
         _ => Ok(going_on),
     }
+}
+
+/// Whether the slot has been moved past what was published.
+pub fn slot_ahead(progress: &Progress, confirmed: Lsn, slot: &str) -> Result<(), Gap> {
+    match progress.reached {
+        Reached::End { end, .. } => ahead(progress, confirmed, end, end, slot.to_owned()),
+        Reached::Creating => Ok(()),
+    }
+}
+
+fn ahead(progress: &Progress, confirmed: Lsn, published: Lsn, end: Lsn, slot: String) -> Result<(), Gap> {
+    if confirmed <= published {
+        return Ok(());
+    }
+    Err(Gap::SlotAhead { slot, confirmed, end, bytes: confirmed.bytes_since(published), since: date(progress.time) })
 }
 
 impl Start {

@@ -1,6 +1,6 @@
 //! Findings of both servers -> a page or JSON, and an exit code.
 
-use std::{fmt::Write, future::Future, io::IsTerminal, thread, time::Duration};
+use std::{fmt::Write, future::Future, io::IsTerminal, sync::Arc, thread, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 use bytesize::ByteSize;
@@ -9,7 +9,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     causes::told,
-    config::{Config, KafkaConfig},
+    config::{Config, Delivery, KafkaConfig},
     exit::Exit,
     finding::{Finding, Level},
     format::debezium::Encoder,
@@ -17,7 +17,9 @@ use crate::{
         self,
         admin::{KafkaFault, KafkaFaultKind, KafkaReport, TopicFound},
     },
-    postgres::{self, Inspection},
+    postgres::{self, Inspection, SlotSeen},
+    progress::{self, Origin, Progress, Reached},
+    sink::SinkError,
 };
 
 /// Each server has this long to answer; both are asked at once.
@@ -64,12 +66,14 @@ pub async fn check(config: &Config, json: bool) -> Exit {
     let (tell, topics) = oneshot::channel();
     let mut inspection = Inspection::default();
     let mut misfit = None;
-    let (source_late, kafka) = tokio::join!(
+    let (source_late, kafka, progress) = tokio::join!(
         late(ask_postgres(config, &mut inspection, &mut misfit, tell), "Postgres", "source.postgres"),
-        ask_kafka(config, topics)
+        ask_kafka(config, topics),
+        ask_progress(config)
     );
     let mut findings = Findings { source: inspection.findings, tables: inspection.tables, ..kafka };
     findings.source.extend(source_late);
+    findings.sink.extend(of_delivery(config, inspection.slot.as_ref(), progress, &findings.sink));
     findings.config.extend(inspection.misfits.into_iter().chain(misfit));
     anstream::print!("{}", if json { findings.json() } else { findings.page(width()) });
     findings.exit()
@@ -117,6 +121,65 @@ async fn ask_kafka(config: &Config, topics: oneshot::Receiver<Vec<String>>) -> F
     };
     let late = late(asked, "Kafka", "sink.kafka.brokers").await;
     findings.sink.extend(late);
+    findings
+}
+
+/// How far events have come; `None` when Kafka does not say, which is told elsewhere.
+async fn ask_progress(config: &Config) -> Option<Result<Option<Progress>, SinkError>> {
+    let admission = Arc::default();
+    let asked = kafka::progress::read(&config.sink.kafka, &config.name, &admission);
+    tokio::time::timeout(ANSWER_WITHIN - GRACE, asked).await.ok()
+}
+
+/// What is promised to whom, and whether the slot and the progress record fit together.
+fn of_delivery(
+    config: &Config,
+    slot: Option<&SlotSeen>,
+    progress: Option<Result<Option<Progress>, SinkError>>,
+    kafka: &[Finding],
+) -> Vec<Finding> {
+    let promise = match config.sink.kafka.delivery {
+        Delivery::ExactlyOnce => {
+            "exactly_once, for consumers with isolation.level=read_committed; Java's read uncommitted unless told otherwise"
+        }
+        Delivery::AtLeastOnce => {
+            "at_least_once: a crash repeats whole transactions, which consumers must drop themselves"
+        }
+    };
+    let mut findings = vec![Finding::ok(promise.to_owned()).about("delivery")];
+    let progress = match progress {
+        Some(Ok(progress)) => progress,
+        // What keeps us from Kafka altogether has been told.
+        Some(Err(error)) if kafka.iter().all(|finding| finding.level != Level::Cross) => {
+            let text = format!("failed to {}", told(&error));
+            let (what, mend) = text.split_once("; ").unwrap_or((&text, "see that the topic is ours alone"));
+            findings.push(Finding::cross(what.to_owned(), mend.to_owned()).about("progress"));
+            return findings;
+        }
+        Some(Err(_)) | None => return findings,
+    };
+    let gap = slot.and_then(|slot| {
+        let system_identifier = slot.system_identifier.clone();
+        let here = system_identifier.map(|id| Origin { system_identifier: id, timeline: 0, slot: config.slot() });
+        let same = here.map_or(Ok(()), |here| progress::same_system(progress.as_ref(), &here));
+        let fits = same.and_then(|()| progress::may_begin(progress.as_ref(), slot.confirmed, &config.slot()));
+        fits.err().or_else(|| progress::slot_ahead(progress.as_ref()?, slot.confirmed?, &config.slot()).err())
+    });
+    findings.push(match (gap, &progress) {
+        (Some(gap), _) => {
+            let text = format!("failed to {gap}");
+            let what = text.split(": offshoot resume").next().unwrap_or(&text).to_owned();
+            Finding::cross(what, gap.mend().to_owned()).about("progress")
+        }
+        (None, None) => Finding::ok("none yet: the first `run` makes its topic".into()).about("progress"),
+        (None, Some(Progress { reached: Reached::Creating, .. })) => {
+            Finding::ok("the slot is to be made; nothing is published".into()).about("progress")
+        }
+        (None, Some(progress @ Progress { reached: Reached::End { end, .. }, epoch, .. })) => {
+            let what = format!("published up to {end} in epoch {epoch}, as of {}", progress::date(progress.time));
+            Finding::ok(what).about("progress")
+        }
+    });
     findings
 }
 
@@ -421,10 +484,7 @@ fn of_topic(name: &str, is: &str, found: &TopicFound, config: &KafkaConfig) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::Delivery,
-        kafka::admin::{BrokerReport, KafkaFault, KafkaFaultKind, TopicReport},
-    };
+    use crate::kafka::admin::{BrokerReport, KafkaFault, KafkaFaultKind, TopicReport};
 
     fn findings() -> Findings {
         Findings {

@@ -17,6 +17,7 @@ use crate::{
     causes::told,
     config::Config,
     finding::{Finding, Level},
+    lsn::Lsn,
     source::SourceError,
 };
 
@@ -31,6 +32,17 @@ pub struct Inspection {
     pub misfits: Vec<Finding>,
     /// The tables whose rows leave, schema and name; empty when that cannot be said.
     pub published: Vec<(String, String)>,
+    /// The slot and the cluster, once they were looked at.
+    pub slot: Option<SlotSeen>,
+}
+
+/// What the progress record in Kafka is compared with.
+#[derive(Clone, Debug)]
+pub struct SlotSeen {
+    /// What the slot has confirmed; `None` when there is none.
+    pub confirmed: Option<Lsn>,
+    /// Which cluster it is, if we may know.
+    pub system_identifier: Option<String>,
 }
 
 /// What passes by itself may also be mended.
@@ -101,7 +113,12 @@ async fn inspect_into(inspection: &mut Inspection, config: &Config) -> Result<()
         log_in_to_replicate(&ends, &control, findings).await;
     }
     look_at_slot(&config.slot(), slot.as_ref(), &server, config.source.create, findings);
-    let ours = slot.filter(|slot| slot.check(&config.slot(), &server.database).is_ok());
+    let foreign = slot.as_ref().is_some_and(|slot| slot.check(&config.slot(), &server.database).is_err());
+    let ours = slot.filter(|_| !foreign);
+    if !foreign {
+        let confirmed = ours.as_ref().map(|slot| slot.confirmed);
+        inspection.slot = Some(SlotSeen { confirmed, system_identifier: control.system_identifier().await? });
+    }
     match control.plan(config, server.version_num, ours.as_ref()).await {
         Ok(plan) => look_at_plan(inspection, plan, config, &server, &control).await?,
         Err(error @ SourceError::Config(_)) => inspection.misfits.push(Finding::error(&error)),
