@@ -217,8 +217,8 @@ const ABOUT: &str = "\
 Offshoot reads the committed changes of a Postgres database from its write-ahead log (logical replication, pgoutput) \
 and publishes them to Kafka, per key in commit order, in Debezium's envelope.
 
-Postgres forgets its log only up to what Kafka has acknowledged: nothing committed is lost. A crash repeats whole \
-transactions; a consumer drops repeats by `source.sequence`.";
+Postgres forgets its log only up to what Kafka has committed: nothing committed is lost. Consumers that read committed \
+see each change once, and each transaction whole or not at all.";
 
 const EXAMPLE: &str = "\
 A config, shop.yaml:
@@ -229,7 +229,6 @@ A config, shop.yaml:
   sink:
     kafka:
       brokers: kafka-1:9092,kafka-2:9092
-      delivery: at_least_once
   changes:
     tables: [public.*]
 
@@ -240,7 +239,7 @@ The way to a running pipeline:
   offshoot run -c shop.yaml      # publishes to shop.<schema>.<table>
   offshoot drop -c shop.yaml     # at its end: a forgotten slot fills the disk
 
-`offshoot help run`, `check` and `drop` say more.";
+`offshoot help run`, `check`, `drop`, `resume` and `skip` say more.";
 
 const RUN: &str = "\
 Makes the replication slot and the publication when they are absent, and publishes every change that is committed from \

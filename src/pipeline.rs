@@ -33,7 +33,7 @@ pub const GATHER_MAX: Duration = Duration::from_millis(2);
 /// How long a clean stop waits for what is in flight.
 pub const DRAIN_MAX: Duration = Duration::from_secs(20);
 /// Traffic of others moves the log too; a progress record for that alone is written at most this often.
-pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two Kafka transactions: the first record of one that follows sooner may be made to wait 20 ms by the broker,
 /// which is still at work on the one before.
 pub const COMMIT_GAP: Duration = Duration::from_millis(6);
@@ -265,8 +265,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Fences off whoever published before, then finds out where to go on. Postgres is answered meanwhile.
     async fn begin(&mut self) -> Result<(), Error> {
         let progress = {
-            let Pipeline { source, sink, ledger, .. } = &mut *self.pipe;
-            let mut take_over = std::pin::pin!(sink.take_over());
+            let Pipeline { source, sink, ledger, metrics, .. } = &mut *self.pipe;
+            let mut take_over = std::pin::pin!(metrics.beating(sink.take_over()));
             loop {
                 tokio::select! {
                     progress = &mut take_over => break progress?,
@@ -332,7 +332,10 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                     self.open(transaction)?;
                     self.commit_if_due()?;
                 }
-                Some(Item::Progress(position)) => self.pipe.ledger.progress(position),
+                Some(Item::Progress(position)) => {
+                    self.pipe.metrics.received_lsn.set(position.0);
+                    self.pipe.ledger.progress(position);
+                }
                 None => {
                     self.dry = true;
                     break;

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use crate::support::{
     golden::{self, Difference, Record, Scenario, Step},
     kafka,
     postgres::{self, Db, Session, Version},
-    program::{Offshoot, START_MAX},
+    program::{self, Config, Offshoot, START_MAX},
 };
 
 /// Long enough for a busy machine; nothing waits for it when all is well.
@@ -155,9 +156,9 @@ impl Replay {
     fn config(&self, decimal: &str, except: &[&str]) -> String {
         let (url, slot, prefix, brokers) = (&self.db.url, &self.db.name, &self.prefix, kafka::shared().address());
         format!(
-            "name: g\nsource:\n  postgres: {url}\n  slot: {slot}\n  publication: golden_pub\nsink:\n  kafka:\n    \
+            "name: {slot}\nsource:\n  postgres: {url}\n  slot: {slot}\n  publication: golden_pub\nsink:\n  kafka:\n    \
              brokers: {brokers}\n    delivery: at_least_once\n    topics: {{ partitions: 1 }}\nchanges:\n  \
-             tables: [\"*.*\"]\n  except: {except:?}\n  topic: \"{prefix}{{name}}.{{schema}}.{{table}}\"\n  \
+             tables: [\"*.*\"]\n  except: {except:?}\n  topic: \"{prefix}g.{{schema}}.{{table}}\"\n  \
              decimal: {decimal}\n"
         )
     }
@@ -178,14 +179,10 @@ impl Replay {
         }
     }
 
-    /// Waits until everything that is committed now is in Kafka.
+    /// Waits until everything that is committed now has been read.
     fn catch_up(&self, offshoot: &mut Offshoot) {
-        let end = self.db.text("SELECT pg_current_wal_flush_lsn()");
-        let confirmed = format!(
-            "SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = '{}'",
-            self.db.name
-        );
-        offshoot.wait("all to be confirmed", DEADLINE, |_| (self.db.text(&confirmed) == "t").then_some(()));
+        let end: f64 = self.db.text("SELECT pg_current_wal_flush_lsn() - '0/0'").parse().unwrap();
+        offshoot.wait("all to be read", DEADLINE, |o| (o.metric("offshoot_received_lsn")? >= end).then_some(()));
     }
 
     /// What is in Kafka, as the reference has it: by topic, then offset; topics and database under the captures' names.
@@ -202,6 +199,10 @@ impl Replay {
             if let Some(db) = value.pointer_mut("/source/db") {
                 assert_eq!(*db, *self.db.name, "the record names its database");
                 *db = DATABASE.into();
+            }
+            if let Some(name) = value.pointer_mut("/source/name") {
+                assert_eq!(*name, *self.db.name, "the record names its pipeline");
+                *name = "g".into();
             }
             let headers = record.headers.iter();
             Record {
@@ -342,9 +343,18 @@ fn a_slot_that_debezium_left_is_taken_over() {
     replay.db.execute("CREATE TABLE moved (id int PRIMARY KEY); CREATE PUBLICATION golden_pub FOR ALL TABLES");
     replay.db.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", replay.db.name));
     replay.db.execute("INSERT INTO moved VALUES (1)");
-    let mut offshoot = Offshoot::run(Path::new(env!("CARGO_BIN_EXE_offshoot")), &replay.config("precise", &[]));
+    let config = Config::new(&replay.config("precise", &[]));
+    let binary = Path::new(env!("CARGO_BIN_EXE_offshoot"));
+    let mut resume = Command::new(binary);
+    resume.args(["resume", "--from-slot", "--yes", "-c"]).arg(&config.path);
+    let (code, said) = program::output(&mut resume);
+    assert_eq!(code, Some(0), "{said}");
+    let mut run = Command::new(binary);
+    run.args(["run", "-c"]).arg(&config.path);
+    let mut offshoot = Offshoot::start(run, &config);
     offshoot.wait_ready(START_MAX);
     replay.catch_up(&mut offshoot);
+    assert!(offshoot.terminate(START_MAX).success());
     let keys: Vec<Json> = replay.records().into_iter().map(|record| record.key).collect();
     assert_eq!(keys, [serde_json::json!({"id": 1})]);
 }

@@ -274,7 +274,7 @@ fn the_slot_advances_while_only_others_write() {
         session.execute("CREATE TABLE busy (n int)");
         session.execute("INSERT INTO busy SELECT generate_series(1, 1000)");
         let end = wal_end(&session);
-        // A progress record for the traffic of others is written every ten seconds.
+        // A progress record for the traffic of others is written every second.
         offshoot.wait(&format!("the slot to pass {who}"), Duration::from_secs(20), |_| {
             (walk.confirmed() >= end).then_some(())
         });
