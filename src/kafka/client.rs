@@ -273,7 +273,8 @@ pub(crate) fn reader_properties(config: &KafkaConfig, name: &str) -> Result<Clie
         "api.version.",
         "debug",
     ];
-    for (key, value) in written.config_map() {
+    // The map of the wrapper hides passwords; `get` does not.
+    for (key, value) in written.config_map().into_keys().filter_map(|key| Some((key, written.get(key)?))) {
         if of_connection.iter().any(|prefix| key.starts_with(prefix)) {
             properties.set(key, value);
         }

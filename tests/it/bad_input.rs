@@ -344,18 +344,15 @@ fn a_topic_that_is_forbidden_is_told_as_a_command_and_all_arrives_once_it_is_all
     // Bob is let in and may do nothing.
     let properties = "security.protocol: SASL_PLAINTEXT\n  sasl.mechanism: PLAIN\n  sasl.username: bob\n  sasl.password: sEcReT-kafka";
     let pipe = Pipe { brokers: sasl.clone(), kafka: format!("properties:\n  {properties}"), ..Pipe::of(&db) };
-    pipe.prepare();
+    let alices = Pipe { kafka: format!("properties:\n  {}", properties.replace("bob", "alice")), ..pipe.clone() };
+    alices.prepare();
     let before = now(&db);
     db.execute("INSERT INTO t VALUES (1)");
-    let topic = pipe.topic("t");
+    let topic = format!("offshoot.{}.progress", pipe.name);
     pipe.ends(4, &[&topic, "kafka-acls --bootstrap-server", "--allow-principal User:bob"]);
     pipe.checks(4, &[&topic, "kafka-acls --bootstrap-server"]);
     assert!(!pipe.confirmed_past(&db, &before));
-    Pipe { kafka: format!("properties:\n  {}", properties.replace("bob", "alice")), ..pipe }.arrives_at(
-        broker,
-        "t",
-        &[1],
-    );
+    alices.arrives_at(broker, "t", &[1]);
 }
 
 #[test]

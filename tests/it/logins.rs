@@ -116,7 +116,7 @@ fn of_several_hosts_the_first_that_will_do_is_taken() {
     a_row_goes_through(&db, url(&[away, s, p], "?target_session_attrs=read-write"));
     a_row_goes_through(&db, url(&[away, p, s], ""));
     let checked = |url: String| Pipe { url, ..Pipe::of(&db) }.command(&["check"]).1;
-    says(&checked(url(&[s, p], "?target_session_attrs=any")), &[&format!("a standby at 127.0.0.1:{s}")]);
+    says(&checked(url(&[s, p], "?target_session_attrs=any")), &[&format!("a standby, at 127.0.0.1:{s}")]);
     let words = [&*format!("find a primary among 127.0.0.1:{s}"), "all of them are standbys"];
     says(&checked(url(&[s], "?target_session_attrs=read-write")), &words);
     let text = checked(url(&[away, s], "?target_session_attrs=read-write"));

@@ -708,7 +708,6 @@ data_dir: /tmp
         ("create: true", "slots: a"),
         ("\"kafka:9092\"", "[kafka]"),
         ("at_least_once", "at_most_once"),
-        (", delivery: at_least_once", ""),
         ("partitions: 6", "partitions: many"),
         ("partitions: 6", "partitions: 1.5"),
         ("partitions: 6", "partition: 6"),

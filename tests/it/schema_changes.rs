@@ -33,7 +33,7 @@ impl Walk {
         let (url, slot, brokers) = (&db.url, &db.name, kafka::shared().address());
         // One topic for all of it shows the order across tables.
         let config = Config::new(&format!(
-            "name: s\nsource: {{ postgres: '{url}', slot: {slot} }}\nsink:\n  kafka:\n    brokers: {brokers}\n    \
+            "name: {slot}\nsource: {{ postgres: '{url}', slot: {slot} }}\nsink:\n  kafka:\n    brokers: {brokers}\n    \
              delivery: at_least_once\n    topics: {{ partitions: 1 }}\nchanges:\n  tables: {tables}\n  \
              topic: '{prefix}all'\n"
         ));

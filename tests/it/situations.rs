@@ -19,7 +19,7 @@ use std::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::{
-    connections::secured,
+    connections::{KAFKA_PASSWORD, secured},
     pipe::{DEADLINE, Pipe, binary, says},
     support::{
         kafka, pooler,
@@ -689,7 +689,7 @@ fn rights_and_slots() -> Vec<Situation> {
         situation(
             "a slot that is gone",
             gap,
-            &["it was there, as the comment of publication", "and is gone", "`offshoot drop`"],
+            &["is not there any more", "every change that was committed since", "offshoot resume --new-slot"],
             || {
                 shared(|db, pipe| {
                     pipe.prepare();
@@ -908,7 +908,7 @@ fn reaching_kafka() -> Vec<Situation> {
             "a SASL mechanism that the broker does not have",
             refused,
             &["SCRAM-SHA-512", "sasl.mechanism"],
-            || shared(|_, pipe| as_user(pipe, "alice", "secret", "SCRAM-SHA-512")),
+            || shared(|_, pipe| as_user(pipe, "alice", KAFKA_PASSWORD, "SCRAM-SHA-512")),
         ),
     ]
 }
@@ -968,7 +968,7 @@ fn topics_and_records() -> Vec<Situation> {
             || {
                 shared(|db, pipe| {
                     a_row_waits(db, pipe, "INSERT INTO t VALUES (1)");
-                    as_user(pipe, "bob", "secret", "PLAIN");
+                    as_user(pipe, "bob", KAFKA_PASSWORD, "PLAIN");
                 })
             },
         ),
@@ -980,7 +980,7 @@ fn topics_and_records() -> Vec<Situation> {
             || {
                 shared(|db, pipe| {
                     a_row_waits(db, pipe, "INSERT INTO t VALUES (1)");
-                    as_user(pipe, "bob", "secret", "PLAIN");
+                    as_user(pipe, "bob", KAFKA_PASSWORD, "PLAIN");
                     pipe.kafka += "\ntopics: { partitions: 1 }";
                     secured().broker.create_topic(&pipe.topic("t"), 1, &[]);
                     allow("User:bob", &["Describe"], &format!("--topic {}", pipe.topic("t")));
@@ -994,7 +994,7 @@ fn topics_and_records() -> Vec<Situation> {
             || {
                 shared(|db, pipe| {
                     a_row_waits(db, pipe, "INSERT INTO t VALUES (1)");
-                    as_user(pipe, "bob", "secret", "PLAIN");
+                    as_user(pipe, "bob", KAFKA_PASSWORD, "PLAIN");
                     allow("User:bob", &["Describe", "Write"], &format!("--topic {}", pipe.topic("t")));
                 })
             },
@@ -1313,7 +1313,7 @@ fn the_rights_that_check_prints_are_all_that_kafka_asks_for() {
     let db = database();
     let mut pipe = Pipe::of(&db);
     a_row_waits(&db, &pipe, "INSERT INTO t VALUES (1)");
-    as_user(&mut pipe, "bob", "secret", "PLAIN");
+    as_user(&mut pipe, "bob", KAFKA_PASSWORD, "PLAIN");
     let page = pipe.checks(4, &["✗ rights: not granted to User:bob: topic "]);
     let lines: Vec<_> = page.lines().map(str::trim).filter(|line| line.starts_with("kafka-acls ")).collect();
     assert_eq!(lines.len(), 4, "{page}");

@@ -21,8 +21,9 @@ use crate::{
 const LIVES: usize = 30;
 /// The same for the weaker promise.
 const LIVES_AT_LEAST_ONCE: usize = 10;
-/// How long a life lasts, starting included.
-const LIFE: std::ops::Range<u64> = 500..2500;
+/// How long a life lasts from when it streams; every so many die on the way there, within as long.
+const LIFE: std::ops::Range<u64> = 50..1500;
+const LIVES_PER_YOUNG: usize = 5;
 const LINGER_MS: u32 = 40;
 /// Every so many lives end in good order.
 const LIVES_PER_STOP: usize = 7;
@@ -73,6 +74,9 @@ fn soak(delivery: &str, lives: usize) {
     let (mut deaths, mut stops) = (Vec::new(), 0);
     for number in 1..=lives {
         let mut life = start();
+        if number % LIVES_PER_YOUNG != 0 {
+            life.wait_ready(DEADLINE);
+        }
         let lasts = Duration::from_millis(rng.u64(LIFE));
         if let Ok(status) = wait::attempt(lasts, || life.process().exited()) {
             panic!("it ended by itself with {status}; its log:\n{}", life.log().join("\n"));

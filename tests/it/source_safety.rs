@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        OnceLock,
+        Barrier, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread,
@@ -13,13 +13,13 @@ use crate::{
     config_changes::at_once,
     pipe::{DEADLINE, Pipe, ends, now, says, stops},
     support::{
-        kafka,
+        kafka::{self, Broker},
         postgres::{
             self, Db, Server,
             Version::{self, V17},
         },
         program::Offshoot,
-        servers, wait,
+        wait,
     },
 };
 
@@ -38,9 +38,9 @@ fn database() -> Db {
     db
 }
 
-/// Nobody listens there.
-fn no_broker() -> String {
-    format!("127.0.0.1:{}", servers::free_port())
+/// A Kafka that is there for the start, which wants to know how far events have come, and can be stopped.
+fn leaving() -> Broker {
+    kafka::private(&kafka::Options::default())
 }
 
 /// Waits until what is published has been looked at.
@@ -87,8 +87,10 @@ fn beside_the_application() {
 fn a_slot_that_keeps_too_much_log_ends_with_8_and_goes_on_where_it_was() {
     let db = database();
     let small = "limits: { slot_wal_warn: 32MiB, slot_wal_stop: 200MiB }".to_owned();
-    let pipe = Pipe { brokers: no_broker(), rest: small, ..Pipe::of(&db) };
+    let broker = leaving();
+    let pipe = Pipe { brokers: broker.address().into(), rest: small, ..Pipe::of(&db) };
     let mut offshoot = pipe.ready();
+    broker.stop();
     db.execute("INSERT INTO t VALUES (1, 'x')");
     flood(&db, 40);
     let line = offshoot.wait_log("the server keeps much log for the slot", LOOK_MAX);
@@ -104,9 +106,10 @@ fn a_slot_that_keeps_too_much_log_ends_with_8_and_goes_on_where_it_was() {
     pipe.ends(8, &words);
     // With more room, and Kafka back, nothing is missing.
     let rest = "limits: { slot_wal_warn: 32MiB, slot_wal_stop: 1GiB }".to_owned();
-    let pipe = Pipe { brokers: kafka::shared().address().into(), rest, ..pipe };
+    broker.start();
+    let pipe = Pipe { rest, ..pipe };
     let mut offshoot = pipe.ready();
-    offshoot.wait("the row to arrive", DEADLINE, |_| (pipe.ids(kafka::shared(), "t") == [1]).then_some(()));
+    offshoot.wait("the row to arrive", DEADLINE, |_| (pipe.ids(&broker, "t") == [1]).then_some(()));
     offshoot.wait("the slot to follow", LOOK_MAX, |offshoot| {
         db.execute("CHECKPOINT");
         offshoot.log().iter().any(|line| line.contains("keeps little log for the slot again")).then_some(())
@@ -117,8 +120,10 @@ fn a_slot_that_keeps_too_much_log_ends_with_8_and_goes_on_where_it_was() {
 fn a_slot_that_keeps_too_much_log_is_dropped_where_the_config_says_so() {
     let db = database();
     let rest = "limits: { slot_wal_stop: 64MiB, slot_wal_action: drop_slot }".to_owned();
-    let pipe = Pipe { brokers: no_broker(), rest, ..Pipe::of(&db) };
+    let broker = leaving();
+    let pipe = Pipe { brokers: broker.address().into(), rest, ..Pipe::of(&db) };
     let mut offshoot = pipe.ready();
+    broker.stop();
     let before = now(&db);
     db.execute("INSERT INTO t VALUES (1, 'x')");
     flood(&db, 70);
@@ -128,8 +133,9 @@ fn a_slot_that_keeps_too_much_log_is_dropped_where_the_config_says_so() {
     assert_eq!(db.text(&format!("SELECT '{from}'::pg_lsn <= '{before}'")), "t", "{log}");
     assert_eq!(slots(&db), "0");
     // Never silently from the present on.
-    pipe.ends(5, &["it was there, as the comment of publication", "`offshoot drop`"]);
-    assert_eq!(pipe.command(&["drop", "--yes"]).0, 0);
+    broker.start();
+    pipe.ends(5, &["is not there any more", "offshoot resume --new-slot"]);
+    assert_eq!(pipe.command(&["resume", "--new-slot", "--yes"]).0, 0);
     pipe.prepare();
 }
 
@@ -258,12 +264,16 @@ fn no_query_reads_a_table() {
 /// A walsender waits for us to confirm what we may not; we leave instead.
 #[test]
 fn a_fast_shutdown_takes_seconds_while_kafka_is_away() {
+    let broker = leaving();
+    let (ready, left) = (Barrier::new(Version::ALL.len() + 1), Barrier::new(Version::ALL.len() + 1));
     let stop = |version: Version| {
         let server = postgres::private(version, &[]);
         let db = server.create_database();
         db.execute("CREATE TABLE t (id int PRIMARY KEY)");
-        let pipe = Pipe { brokers: no_broker(), ..Pipe::of(&db) };
+        let pipe = Pipe { brokers: broker.address().into(), ..Pipe::of(&db) };
         let mut offshoot = pipe.ready();
+        ready.wait();
+        left.wait();
         db.execute("INSERT INTO t SELECT generate_series(1, 1000)");
         offshoot.wait("records in flight", DEADLINE, |o| o.metric("offshoot_in_flight_bytes").filter(|n| *n > 0.0));
         let began = Instant::now();
@@ -273,7 +283,11 @@ fn a_fast_shutdown_takes_seconds_while_kafka_is_away() {
         took
     };
     thread::scope(|scope| {
+        let stop = &stop;
         let stops = Version::ALL.map(|version| (version, scope.spawn(move || stop(version))));
+        ready.wait();
+        broker.stop();
+        left.wait();
         for (version, took) in stops {
             let took = took.join().unwrap();
             println!("Postgres {} stopped within {took:.1?}", version as u32);

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
@@ -202,7 +202,13 @@ impl Drop for Offshoot {
 /// Runs a command of the program to its end: its exit code and what it printed, standard output first.
 #[track_caller]
 pub fn output(command: &mut Command) -> (Option<i32>, String) {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("start offshoot: {e}"));
+    // A file that was just copied is busy while another thread's fork has not come to its exec.
+    let run = || match command.stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => None,
+        output => Some(output),
+    };
+    let output = wait::until(START_MAX, "the program to be startable", run);
+    let output = output.unwrap_or_else(|e| panic!("start offshoot: {e}"));
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     secrets::must_not_be_in("the output", &text);
     (output.status.code(), text)
