@@ -7,6 +7,8 @@ use std::{io, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 use crate::{
     change::{Commit, Micros, Op},
     config::Delivery,
@@ -578,6 +580,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
 
     async fn confirm(&mut self) -> Result<(), Error> {
         let confirmed = self.pipe.ledger.confirmed();
+        #[cfg(test)]
+        let confirmed =
+            if is_planted(PlantedBug::ConfirmsBeforeCommit) { self.pipe.ledger.sent_whole() } else { confirmed };
         self.pipe.source.confirm(confirmed).await?;
         self.pipe.metrics.confirmed_lsn.set(confirmed.0);
         (self.told, self.told_at) = (confirmed, Instant::now());

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 use crate::{
     change::{Commit, Micros},
     lsn::Lsn,
@@ -304,6 +306,10 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
         return Err(Gap::NoProgress { slot: slot(), confirmed: found.confirmed });
     };
     same_system(Some(progress), &found.origin)?;
+    #[cfg(test)]
+    if is_planted(PlantedBug::ResumesFromTheSlot) {
+        return Ok(Start { published: found.confirmed, partial: None, never_came_to_be: None });
+    }
     let Reached::End { end, partial } = progress.reached else {
         return Ok(Start { published: found.confirmed, partial: None, never_came_to_be: None });
     };
@@ -356,10 +362,26 @@ fn ahead(progress: &Progress, confirmed: Lsn, published: Lsn, end: Lsn, slot: St
 impl Start {
     /// How many changes of a transaction are published; `None` when it is not to be sent at all.
     pub fn published_of(&self, commit: &Commit) -> Option<u64> {
+        #[cfg(test)]
+        if is_planted(PlantedBug::SkipsOneTooFew) && commit.end == self.published {
+            return Some(0);
+        }
+        #[cfg(test)]
+        if is_planted(PlantedBug::SkipsOneTooMany) && commit.lsn <= self.published {
+            return None;
+        }
         if commit.end <= self.published {
             return None;
         }
-        Some(self.partial.filter(|partial| partial.commit == commit.lsn).map_or(0, |partial| partial.index))
+        let partial = self.partial.filter(|partial| partial.commit == commit.lsn).map_or(0, |partial| partial.index);
+        #[cfg(test)]
+        let partial = match partial {
+            0 => 0,
+            _ if is_planted(PlantedBug::PartialOneTooFew) => partial - 1,
+            _ if is_planted(PlantedBug::PartialOneTooMany) => partial + 1,
+            _ => partial,
+        };
+        Some(partial)
     }
 }
 
