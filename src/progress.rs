@@ -328,11 +328,13 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
         let left = found.history.iter().find(|(timeline, _)| *timeline == progress.origin.timeline);
         // A newer timeline that does not come from ours, or an older one.
         let Some(&(_, left)) = left else { return Err(moved_back) };
+        // Where the last transaction commits of which something is published.
+        let reached = partial.map_or(end, |partial| partial.commit.max(end));
         if end > left {
-            going_on = Start { published: left, partial: None, never_came_to_be: Some((left, end)) };
+            going_on = Start { published: left, partial: None, never_came_to_be: Some((left, reached)) };
         } else if partial.is_some_and(|partial| partial.commit >= left) {
             going_on.partial = None;
-            going_on.never_came_to_be = Some((left, left));
+            going_on.never_came_to_be = Some((left, reached));
         }
     }
     ahead(progress, found.confirmed, going_on.published, end, slot())?;
@@ -492,7 +494,9 @@ mod tests {
         // The transaction that was half published committed on the branch that was given up.
         let half = start(Some(&partial(80, 100, 5)), &promoted(90)).unwrap();
         assert_eq!((half.published, half.partial), (Lsn(80), None));
-        assert!(half.never_came_to_be.is_some());
+        assert_eq!(half.never_came_to_be, Some((Lsn(90), Lsn(100))));
+        let and_half = start(Some(&partial(95, 100, 5)), &promoted(90)).unwrap();
+        assert_eq!(and_half.never_came_to_be, Some((Lsn(90), Lsn(100))));
     }
 
     #[test]
