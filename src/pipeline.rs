@@ -524,7 +524,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             {
                 return Ok(());
             }
-            _ => None,
+            // What was begun before this start and has not come again is still begun.
+            _ => self.start.partial.filter(|partial| partial.commit >= end),
         };
         let reached = Reached::End { end, partial };
         let is_news = end > self.pipe.ledger.confirmed() || before.reached != reached || self.uncommitted.events > 0;
