@@ -529,23 +529,24 @@ impl SimWire {
     async fn connect(world: &Shared, instance: usize) -> Self {
         let wait = world.borrow_mut().rng.u64(1..100);
         sleep(Duration::from_millis(wait)).await;
-        let mut w = world.borrow_mut();
-        w.sessions += 1;
-        let until = if w.peace { 1 << 30 } else { w.rng.u64(1..10_000) };
-        let mut wire = Self {
-            world: world.clone(),
-            instance,
-            session: w.sessions,
-            timeline: w.timeline,
-            started: false,
-            sent: Lsn::INVALID,
-            told_relations: false,
-            payloads: VecDeque::new(),
-            current: Vec::new(),
-            breaks_at: Instant::now() + Duration::from_millis(until),
-            silent: !w.peace && w.rng.u8(..4) == 0,
+        let mut wire = {
+            let mut w = world.borrow_mut();
+            w.sessions += 1;
+            let until = if w.peace { 1 << 30 } else { w.rng.u64(1..10_000) };
+            Self {
+                world: world.clone(),
+                instance,
+                session: w.sessions,
+                timeline: w.timeline,
+                started: false,
+                sent: Lsn::INVALID,
+                told_relations: false,
+                payloads: VecDeque::new(),
+                current: Vec::new(),
+                breaks_at: Instant::now() + Duration::from_millis(until),
+                silent: !w.peace && w.rng.u8(..4) == 0,
+            }
         };
-        drop(w);
         if !is_planted(PlantedBug::FencesBeforeTheSlot) {
             wire.start().await;
         }
@@ -987,12 +988,15 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
 
 /// Stops a life for a while, as SIGSTOP does, when it has a commit in its hands, or just so.
 async fn freezing(world: &Shared, instance: usize, life: impl Future<Output = ()>) {
+    let is_spared = {
+        let mut w = world.borrow_mut();
+        w.peace || !w.standby || w.rng.bool()
+    };
+    if is_spared {
+        return life.await;
+    }
     let (from, length, just_so) = {
         let mut w = world.borrow_mut();
-        if w.peace || !w.standby || w.rng.bool() {
-            drop(w);
-            return life.await;
-        }
         let just_so = w.rng.u8(..4) == 0;
         let from = Instant::now() + Duration::from_millis(w.rng.u64(0..if just_so { 1_000 } else { 4_000 }));
         (from, Duration::from_millis(w.rng.u64(1..25_000)), just_so)
