@@ -7,6 +7,8 @@
 
 use std::collections::VecDeque;
 
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 use crate::{
     change::{Commit, Micros},
     lsn::Lsn,
@@ -27,8 +29,6 @@ pub struct Ledger {
     delivered: Option<Commit>,
     /// When those were committed that have retired since somebody asked.
     news: Vec<Micros>,
-    #[cfg(test)]
-    planted: Option<PlantedBug>,
 }
 
 #[derive(Debug)]
@@ -43,18 +43,6 @@ struct Entry {
     closed: bool,
 }
 
-/// Mistakes that the crash simulation must find; house.md, "Invariants".
-#[cfg(test)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlantedBug {
-    /// Confirms the newest acknowledged transaction instead of the longest prefix.
-    ConfirmsNewest,
-    /// Confirms what was received instead of what was delivered.
-    ConfirmsReceived,
-    /// Retires a ticket while one of its records is in flight.
-    RetiresOneEarly,
-}
-
 impl Ledger {
     /// Nothing in flight; everything before `confirmed` is done.
     pub fn new(confirmed: Lsn) -> Self {
@@ -66,16 +54,11 @@ impl Ledger {
             bytes: 0,
             delivered: None,
             news: Vec::new(),
-            #[cfg(test)]
-            planted: None,
         }
     }
 
     /// As `before`, but everything before `published` is done.
     pub fn going_on(before: &Ledger, published: Lsn) -> Self {
-        #[cfg(test)]
-        return Self { planted: before.planted, ..Self::new(published.max(before.confirmed)) };
-        #[cfg(not(test))]
         Self::new(published.max(before.confirmed))
     }
 
@@ -84,7 +67,7 @@ impl Ledger {
         let end = commit.end;
         self.tickets.push_back(Entry { commit: Some(commit), end, pending: 0, closed: false });
         #[cfg(test)]
-        if self.planted == Some(PlantedBug::ConfirmsReceived) {
+        if is_planted(PlantedBug::ConfirmsReceived) {
             self.retired = end;
         }
         Ticket(self.oldest + self.tickets.len() as u64 - 1)
@@ -120,13 +103,13 @@ impl Ledger {
     pub fn acknowledge(&mut self, acknowledgement: Acknowledgement) {
         let Acknowledgement { ticket, records, bytes } = acknowledgement;
         #[cfg(test)]
-        if self.planted == Some(PlantedBug::RetiresOneEarly) && ticket.0 < self.oldest {
+        if is_planted(PlantedBug::RetiresOneEarly) && ticket.0 < self.oldest {
             return;
         }
         let entry = self.entry(ticket);
         entry.pending = entry.pending.checked_sub(records).expect("no more records are acknowledged than were sent");
         #[cfg(test)]
-        if self.planted == Some(PlantedBug::ConfirmsNewest) {
+        if is_planted(PlantedBug::ConfirmsNewest) {
             self.retired = self.retired.max(self.entry(ticket).end);
         }
         self.bytes = self.bytes.checked_sub(bytes).expect("no more bytes are acknowledged than were sent");
@@ -212,13 +195,7 @@ impl Ledger {
 
     #[cfg(test)]
     fn pending_max(&self) -> u64 {
-        u64::from(self.planted == Some(PlantedBug::RetiresOneEarly))
-    }
-
-    /// Makes one mistake from now on.
-    #[cfg(test)]
-    pub fn plant(&mut self, bug: Option<PlantedBug>) {
-        self.planted = bug;
+        u64::from(is_planted(PlantedBug::RetiresOneEarly))
     }
 }
 

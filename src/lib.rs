@@ -24,4 +24,6 @@ pub mod telemetry;
 pub mod admin;
 pub mod cli;
 #[cfg(test)]
+mod planted;
+#[cfg(test)]
 mod simulation;

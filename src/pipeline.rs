@@ -7,6 +7,8 @@ use std::{io, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 use crate::{
     change::{Commit, Micros, Op},
     config::Delivery,
@@ -525,7 +527,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             {
                 return Ok(());
             }
-            _ => None,
+            // What was begun before this start and has not come again is still begun.
+            _ => self.start.partial.filter(|partial| partial.commit >= end),
         };
         let reached = Reached::End { end, partial };
         let is_news = end > self.pipe.ledger.confirmed() || before.reached != reached || self.uncommitted.events > 0;
@@ -581,6 +584,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
 
     async fn confirm(&mut self) -> Result<(), Error> {
         let confirmed = self.pipe.ledger.confirmed();
+        #[cfg(test)]
+        let confirmed =
+            if is_planted(PlantedBug::ConfirmsBeforeCommit) { self.pipe.ledger.sent_whole() } else { confirmed };
         self.pipe.source.confirm(confirmed).await?;
         self.pipe.metrics.confirmed_lsn.set(confirmed.0);
         (self.told, self.told_at) = (confirmed, Instant::now());

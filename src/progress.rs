@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 use crate::{
     change::{Commit, Micros},
     lsn::Lsn,
@@ -304,6 +306,10 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
         return Err(Gap::NoProgress { slot: slot(), confirmed: found.confirmed });
     };
     same_system(Some(progress), &found.origin)?;
+    #[cfg(test)]
+    if is_planted(PlantedBug::ResumesFromTheSlot) {
+        return Ok(Start { published: found.confirmed, partial: None, never_came_to_be: None });
+    }
     let Reached::End { end, partial } = progress.reached else {
         return Ok(Start { published: found.confirmed, partial: None, never_came_to_be: None });
     };
@@ -322,11 +328,13 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
         let left = found.history.iter().find(|(timeline, _)| *timeline == progress.origin.timeline);
         // A newer timeline that does not come from ours, or an older one.
         let Some(&(_, left)) = left else { return Err(moved_back) };
+        // Where the last transaction commits of which something is published.
+        let reached = partial.map_or(end, |partial| partial.commit.max(end));
         if end > left {
-            going_on = Start { published: left, partial: None, never_came_to_be: Some((left, end)) };
+            going_on = Start { published: left, partial: None, never_came_to_be: Some((left, reached)) };
         } else if partial.is_some_and(|partial| partial.commit >= left) {
             going_on.partial = None;
-            going_on.never_came_to_be = Some((left, left));
+            going_on.never_came_to_be = Some((left, reached));
         }
     }
     ahead(progress, found.confirmed, going_on.published, end, slot())?;
@@ -356,10 +364,26 @@ fn ahead(progress: &Progress, confirmed: Lsn, published: Lsn, end: Lsn, slot: St
 impl Start {
     /// How many changes of a transaction are published; `None` when it is not to be sent at all.
     pub fn published_of(&self, commit: &Commit) -> Option<u64> {
+        #[cfg(test)]
+        if is_planted(PlantedBug::SkipsOneTooFew) && commit.end == self.published {
+            return Some(0);
+        }
+        #[cfg(test)]
+        if is_planted(PlantedBug::SkipsOneTooMany) && commit.lsn <= self.published {
+            return None;
+        }
         if commit.end <= self.published {
             return None;
         }
-        Some(self.partial.filter(|partial| partial.commit == commit.lsn).map_or(0, |partial| partial.index))
+        let partial = self.partial.filter(|partial| partial.commit == commit.lsn).map_or(0, |partial| partial.index);
+        #[cfg(test)]
+        let partial = match partial {
+            0 => 0,
+            _ if is_planted(PlantedBug::PartialOneTooFew) => partial - 1,
+            _ if is_planted(PlantedBug::PartialOneTooMany) => partial + 1,
+            _ => partial,
+        };
+        Some(partial)
     }
 }
 
@@ -470,7 +494,9 @@ mod tests {
         // The transaction that was half published committed on the branch that was given up.
         let half = start(Some(&partial(80, 100, 5)), &promoted(90)).unwrap();
         assert_eq!((half.published, half.partial), (Lsn(80), None));
-        assert!(half.never_came_to_be.is_some());
+        assert_eq!(half.never_came_to_be, Some((Lsn(90), Lsn(100))));
+        let and_half = start(Some(&partial(95, 100, 5)), &promoted(90)).unwrap();
+        assert_eq!(and_half.never_came_to_be, Some((Lsn(90), Lsn(100))));
     }
 
     #[test]

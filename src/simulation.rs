@@ -1,33 +1,47 @@
-//! Crash simulation, deterministic by seed: the program's own assembler, encoder, pipeline, ledger and supervisor live and
-//! die thousands of times against a model database and a model broker, in virtual time.
+//! Crash simulation, deterministic by seed: the program's own assembler, encoder, pipeline, ledger, progress checks and
+//! supervisor live and die thousands of times against a model database and a model broker, in virtual time.
 //!
 //! Only the source's wire, the sink, the clock and randomness are replaced. A *life* goes from a start to its kill; a
-//! *world* (one seed) is a database, a broker and some twenty lives, the last of which is left in peace so that everything must arrive.
+//! *world* (one seed) is a database, a broker and some twenty rounds of one or two lives at a time, the last of which is
+//! left in peace so that everything must arrive. In some worlds a second instance stands by and either may be frozen; in
+//! some the database fails over; now and then somebody resumes from further back.
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    future::poll_fn,
+    pin::pin,
     rc::Rc,
+    sync::{Arc, Mutex},
+    task::Poll,
     time::Duration,
 };
 
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
 
 use crate::{
     change::Micros,
     config::{ChangesConfig, Delivery},
+    exit::Exit,
     format::debezium::Encoder,
-    ledger::{Ledger, PlantedBug},
+    ledger::Ledger,
     lsn::Lsn,
-    pipeline::{Commits, Pipeline},
+    pipeline::{Commits, Error, Pipeline},
+    planted::{PlantedBug, is_planted, plant},
     postgres::{
         assemble::Assembler,
         compose::{self, Cell},
         stream::PostgresSource,
         wire::{Question, TableFacts, Wire},
     },
-    progress::{Found, Origin, Progress},
+    progress::{Found, Origin, Progress, Reached},
     sink::{Acknowledgement, News, RecordBatch, Sink, SinkError, Ticket},
     source::SourceError,
     supervisor::{self, Attempt},
@@ -37,14 +51,19 @@ use crate::{
 
 const EPOCH: Micros = 1_700_000_000_000_000;
 const PARTITIONS: usize = 3;
-const LIVES: usize = 20;
+const ROUNDS: usize = 20;
+const INSTANCES: usize = 2;
 const TABLE: u32 = 16_400;
 const OTHER_TABLE: u32 = 16_401;
 const COLUMNS: &[(bool, &str, u32, i32)] = &[(true, "id", 23, -1), (false, "v", 25, -1)];
+/// A walsender that hears nothing for so long ends and lets go of the slot.
+const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A committed transaction of the model database.
 #[derive(Clone)]
 struct Committed {
+    /// Its id, and its place in the order of all that were ever committed, also of those that a fail-over has undone.
+    xid: u32,
     commit: Lsn,
     end: Lsn,
     /// Keys of the rows it writes to the table that is asked for.
@@ -56,76 +75,165 @@ struct Committed {
 /// A record that the broker has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Published {
+    xid: u32,
     commit: Lsn,
     index: u64,
     key: u8,
+}
+
+/// A record, and who published it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    published: Published,
+    /// Which of those that have taken over.
+    producer: u64,
+    /// How many times somebody had resumed when it did.
+    resumed: usize,
+}
+
+/// A walsender that holds the slot.
+struct Held {
+    session: u64,
+    heard_at: Instant,
+}
+
+/// A commit on its way: done at `at`, unless its producer is fenced off before.
+struct Committing {
+    producer: u64,
+    at: Instant,
+    progress: Progress,
+}
+
+/// What happened in a world, or in many.
+#[derive(Clone, Copy, Default)]
+struct Covered {
+    lives: usize,
+    /// Lives that were killed with records in flight.
+    died_in_flight: usize,
+    /// The slot went from one instance to the other.
+    takeovers: usize,
+    /// An instance was stopped while it had a commit in its hands, or anywhere.
+    frozen: usize,
+    /// It woke up fenced off, with records in its hands.
+    woke_up_fenced: usize,
+    failovers: usize,
+    /// Transactions that a fail-over has undone after some of them was published.
+    undone: usize,
+    /// Progress records within a transaction.
+    splits: usize,
+    resumes: usize,
+    /// Gave up for good, since it had taken the slot of a primary that was replaced meanwhile.
+    stale: usize,
+    records: usize,
 }
 
 /// The database, the broker, and what is left of them between lives.
 struct World {
     rng: Rng,
     log: Vec<Committed>,
+    /// What fail-overs have undone.
+    undone: Vec<Committed>,
+    xid: u32,
     /// The server's position.
     position: Lsn,
+    timeline: u32,
+    /// Where each timeline before was left.
+    history: Vec<(u32, Lsn)>,
     /// What the slot has confirmed.
     confirmed: Lsn,
+    /// Who holds the slot.
+    slot: Option<Held>,
+    sessions: u64,
+    /// Sessions that have had it.
+    had_slot: HashSet<u64>,
+    /// The instance that had the slot last.
+    active: Option<usize>,
     /// What is promised in this world.
     delivery: Delivery,
+    /// A second instance stands by.
+    standby: bool,
+    /// The database may fail over.
+    fails_over: bool,
     /// Partitions of the topic, as who reads what is committed sees them.
-    topic: [Vec<Published>; PARTITIONS],
-    /// Everything that is in the topic to be seen.
-    durable: HashSet<Published>,
+    topic: [Vec<Told>; PARTITIONS],
+    /// Everything that is in the topic to be seen, and the last resume it was published after.
+    durable: HashMap<Published, usize>,
     /// The open Kafka transaction.
-    open: [Vec<Published>; PARTITIONS],
-    /// The last progress record.
-    progress: Option<Progress>,
+    open: [Vec<Told>; PARTITIONS],
+    /// The progress topic.
+    progress: Vec<Progress>,
+    committing: Vec<Committing>,
     /// Counts who has taken over; whoever did so before the last is fenced off.
     producers: u64,
+    /// From where somebody resumed, in order.
+    resumes: Vec<Lsn>,
+    /// By instance: a commit was asked for and is not on its way yet; how often it was frozen; its last session ended with
+    /// records in flight.
+    commit_in_hand: [bool; INSTANCES],
+    frozen: [usize; INSTANCES],
+    in_flight: [bool; INSTANCES],
     /// No faults from now on.
     peace: bool,
     /// `limits.transaction_events`.
     transaction_events_max: u64,
     /// The first promise that was broken.
     broken: Option<String>,
-    planted: Option<PlantedBug>,
-    lives: usize,
-    /// The last session ended with records in flight.
-    in_flight: bool,
-    /// Lives that were killed with records in flight.
-    died_in_flight: usize,
+    covered: Covered,
 }
 
 type Shared = Rc<RefCell<World>>;
 
 impl World {
-    fn new(seed: u64, delivery: Delivery, planted: Option<PlantedBug>) -> Self {
+    fn new(seed: u64, delivery: Delivery) -> Self {
         let start = Lsn(1000);
         let mut rng = Rng::with_seed(seed);
         let events = if rng.bool() { 10_000 } else { rng.u64(5..40) };
+        let (standby, fails_over) = (rng.bool(), rng.bool());
+        let origin = Origin { system_identifier: "7".into(), timeline: 1, slot: "offshoot_sim".into() };
         Self {
             rng,
-            transaction_events_max: events,
-            delivery,
-            open: Default::default(),
-            progress: Some(Progress::creating(1, origin(), String::new(), 0)),
-            producers: 0,
             log: Vec::new(),
+            undone: Vec::new(),
+            xid: 0,
             position: start,
+            timeline: 1,
+            history: Vec::new(),
             confirmed: start,
+            slot: None,
+            sessions: 0,
+            had_slot: HashSet::new(),
+            active: None,
+            delivery,
+            standby,
+            fails_over,
             topic: Default::default(),
-            durable: HashSet::new(),
+            durable: HashMap::new(),
+            open: Default::default(),
+            progress: vec![Progress::creating(1, origin, String::new(), 0)],
+            committing: Vec::new(),
+            producers: 0,
+            resumes: Vec::new(),
+            commit_in_hand: [false; INSTANCES],
+            frozen: [0; INSTANCES],
+            in_flight: [false; INSTANCES],
             peace: false,
+            transaction_events_max: events,
             broken: None,
-            planted,
-            lives: 0,
-            in_flight: false,
-            died_in_flight: 0,
+            covered: Covered::default(),
         }
+    }
+
+    fn break_promise(&mut self, what: String) {
+        self.broken.get_or_insert(what);
     }
 
     /// Something happens in the database: a transaction, or traffic of others that only moves the log.
     fn happen(&mut self) {
-        self.position.0 += self.rng.u64(1..500);
+        if self.fails_over && self.rng.u8(..80) == 0 {
+            return self.fail_over();
+        }
+        // Commit records may stand side by side.
+        self.position.0 += if self.rng.u8(..8) == 0 { 0 } else { self.rng.u64(1..500) };
         if self.rng.u8(..4) == 0 {
             return;
         }
@@ -139,11 +247,75 @@ impl World {
         let end = Lsn(commit.0 + 48);
         self.position = end;
         let other = self.rng.u8(..3) == 0;
-        self.log.push(Committed { commit, end, keys, other });
+        self.xid += 1;
+        self.log.push(Committed { xid: self.xid, commit, end, keys, other });
     }
 
-    fn break_promise(&mut self, what: String) {
-        self.broken.get_or_insert(what);
+    /// A standby is promoted that had not received the end of the log; its copy of the slot may be behind.
+    fn fail_over(&mut self) {
+        let since = self.history.last().map_or(Lsn(1000), |&(_, left)| left);
+        let lost = self.rng.usize(0..6);
+        let mut left = self.position;
+        for _ in 0..lost {
+            if self.log.last().is_none_or(|last| last.commit < since) {
+                break;
+            }
+            let undone = self.log.pop().expect("there is a last one");
+            left = undone.commit;
+            self.undone.push(undone);
+        }
+        let kept = self.log.last().map_or(since, |last| last.end).max(since);
+        left = Lsn(self.rng.u64(kept.0..=left.0.max(kept.0)));
+        self.history.push((self.timeline, left));
+        self.timeline += 1;
+        self.position = left;
+        let behind = if self.rng.bool() { 0 } else { self.rng.u64(0..2000) };
+        self.confirmed = Lsn(self.confirmed.min(left).0.saturating_sub(behind).max(1000));
+        self.slot = None;
+        self.covered.failovers += 1;
+    }
+
+    /// Somebody says to go on from further back: `offshoot resume --at`.
+    fn resume(&mut self) {
+        self.settle();
+        let Some(before) = self.last_progress() else { return };
+        let Reached::End { end, .. } = before.reached else { return };
+        if !self.is_slot_free() || before.origin.timeline != self.timeline || end < self.confirmed {
+            return;
+        }
+        let at = Lsn(self.rng.u64(self.confirmed.0..=end.0));
+        // Nobody knows of a position within a commit record.
+        let at = self.log.iter().find(|t| t.commit < at && at < t.end).map_or(at, |t| t.end);
+        let mut progress = before;
+        progress.epoch += u32::from(!is_planted(PlantedBug::EpochNotRaised));
+        progress.reached = Reached::End { end: at, partial: None };
+        self.progress.push(progress);
+        self.resumes.push(at);
+        self.covered.resumes += 1;
+    }
+
+    fn is_slot_free(&self) -> bool {
+        self.slot.as_ref().is_none_or(|held| Instant::now() >= held.heard_at + WAL_SENDER_TIMEOUT)
+    }
+
+    /// START_REPLICATION: the slot admits one.
+    fn take_slot(&mut self, session: u64, instance: usize) -> bool {
+        let is_free = self.is_slot_free();
+        if is_free {
+            self.slot = Some(Held { session, heard_at: Instant::now() });
+            self.covered.takeovers += usize::from(self.active.is_some_and(|active| active != instance));
+            self.active = Some(instance);
+            self.had_slot.insert(session);
+        }
+        is_free
+    }
+
+    fn holds(&self, session: u64) -> bool {
+        !self.is_slot_free() && self.slot.as_ref().is_some_and(|held| held.session == session)
+    }
+
+    fn let_go(&mut self, session: u64) {
+        self.slot.take_if(|held| held.session == session);
     }
 
     /// The slot is told a position: everything before it must be with the broker.
@@ -152,7 +324,7 @@ impl World {
             self.break_promise(format!("{confirmed} is confirmed, but the log ends at {}", self.position));
         }
         let from = self.confirmed;
-        let passed = self.index_after(from)..self.index_after(confirmed);
+        let passed = self.index_after(from)..self.index_after(confirmed).max(self.index_after(from));
         for transaction in passed {
             if let Some(missing) = self.missing(&self.log[transaction]).first() {
                 self.break_promise(format!("{confirmed} is confirmed, but {missing:?} is not with the broker"));
@@ -166,56 +338,123 @@ impl World {
         self.log.partition_point(|t| t.commit < position)
     }
 
+    /// What of a transaction is not published, or was not again after somebody resumed from before it.
     fn missing(&self, transaction: &Committed) -> Vec<Published> {
-        let Committed { commit, .. } = *transaction;
-        let all = transaction.keys.iter().enumerate().map(|(i, &key)| Published { commit, index: i as u64, key });
-        all.filter(|p| !self.durable.contains(p)).collect()
+        records(transaction).filter(|p| !self.is_published(transaction, p)).collect()
     }
 
-    /// After the last life: nothing lost, nothing invented, no key backwards but by a transaction sent again from its start.
-    fn judge(&mut self) {
-        let mut expected = HashSet::new();
+    fn is_published(&self, transaction: &Committed, record: &Published) -> bool {
+        let resumed = self.resumes.iter().rposition(|at| *at < transaction.end).map_or(0, |last| last + 1);
+        self.durable.get(record).is_some_and(|published| *published >= resumed)
+    }
+
+    /// The last progress record, as it is read.
+    fn last_progress(&self) -> Option<Progress> {
+        let later = |last: Option<Progress>, next: &Progress| {
+            Some(last.filter(|last| !next.supersedes(last)).unwrap_or_else(|| next.clone()))
+        };
+        self.progress.iter().fold(None, later)
+    }
+
+    fn write_progress(&mut self, progress: Progress) {
+        if let Reached::End { partial: Some(_), .. } = progress.reached {
+            self.covered.splits += 1;
+        }
+        if self.progress.len() > 50 {
+            self.progress.remove(0);
+        }
+        self.progress.push(progress);
+    }
+
+    fn publish_open(&mut self) {
+        for (open, topic) in self.open.iter_mut().zip(&mut self.topic) {
+            self.durable.extend(open.iter().map(|told| (told.published, told.resumed)));
+            topic.append(open);
+        }
+    }
+
+    /// The broker does the commits whose time has come.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        while let Some(next) = self.committing.iter().position(|committing| committing.at <= now) {
+            let Committing { progress, .. } = self.committing.remove(next);
+            if self.delivery == Delivery::ExactlyOnce {
+                self.publish_open();
+            }
+            if !is_planted(PlantedBug::ProgressBeforeEvents) {
+                self.write_progress(progress);
+            }
+        }
+    }
+
+    fn is_fenced(&self, producer: u64) -> bool {
+        self.delivery == Delivery::ExactlyOnce && producer != self.producers
+    }
+
+    /// After the last life: nothing lost, nothing invented, no key backwards but by a transaction sent again from its start,
+    /// with `exactly_once` nothing twice, and what a fail-over has undone is told of.
+    fn judge(&mut self, reports: &[(Lsn, Lsn)]) {
+        let exactly_once = self.delivery == Delivery::ExactlyOnce;
         for transaction in self.log.clone() {
             if let Some(missing) = self.missing(&transaction).first() {
                 self.break_promise(format!("{missing:?} was lost"));
             }
-            for (index, &key) in transaction.keys.iter().enumerate() {
-                expected.insert(Published { commit: transaction.commit, index: index as u64, key });
-            }
         }
-        let mut first_of: HashMap<(Lsn, u8), u64> = HashMap::new();
-        for p in &expected {
-            let first = first_of.entry((p.commit, p.key)).or_insert(p.index);
+        let existed: HashSet<Published> = self.log.iter().chain(&self.undone).flat_map(records).collect();
+        let mut first_of: HashMap<(u32, u8), u64> = HashMap::new();
+        for p in &existed {
+            let first = first_of.entry((p.xid, p.key)).or_insert(p.index);
             *first = (*first).min(p.index);
         }
         let mut seen = HashSet::new();
         for partition in self.topic.clone() {
-            let mut last: BTreeMap<u8, Published> = BTreeMap::new();
-            for p in partition {
-                if !expected.contains(&p) {
+            // By key, and by what is promised to be in order.
+            let mut last: HashMap<(u8, u64), Published> = HashMap::new();
+            let mut last_of_all: HashMap<u8, Published> = HashMap::new();
+            for Told { published: p, producer, resumed } in partition {
+                if !existed.contains(&p) {
                     self.break_promise(format!("{p:?} was invented"));
                 }
-                if !seen.insert(p) && self.delivery == Delivery::ExactlyOnce {
+                if !seen.insert((p, resumed)) && exactly_once {
                     self.break_promise(format!("{p:?} was published twice"));
                 }
-                if let Some(&before) = last.get(&p.key)
+                // Without transactions what an instance left on the way may arrive late.
+                let ordered = if exactly_once { resumed as u64 } else { producer };
+                if let Some(before) = last.insert((p.key, ordered), p)
                     && p <= before
-                    && first_of.get(&(p.commit, p.key)) != Some(&p.index)
+                {
+                    self.break_promise(format!("{p:?} came after {before:?}"));
+                }
+                if let Some(before) = last_of_all.insert(p.key, p)
+                    && p <= before
+                    && first_of.get(&(p.xid, p.key)) != Some(&p.index)
+                    && !self.standby
                 {
                     self.break_promise(format!("{p:?} after {before:?} is not a start over"));
                 }
-                last.insert(p.key, p);
+            }
+        }
+        for transaction in self.undone.clone() {
+            // Who resumed from before it knows that what was published after there no longer counts.
+            let Some(told) = records(&transaction).find(|p| self.is_published(&transaction, p)) else { continue };
+            self.covered.undone += 1;
+            let is_told_of = |(from, to): &(Lsn, Lsn)| (*from..=*to).contains(&transaction.commit);
+            if exactly_once && !reports.iter().any(is_told_of) {
+                self.break_promise(format!("{told:?} never came to be, and nobody was told: {reports:?}"));
             }
         }
         let end = self.log.last().map_or(self.confirmed, |t| t.end);
         if self.confirmed < end {
             self.break_promise(format!("the slot stays at {}, the log goes to {end}", self.confirmed));
         }
+        self.covered.records = self.topic.iter().map(Vec::len).sum();
     }
 }
 
-fn origin() -> Origin {
-    Origin { system_identifier: "7".into(), timeline: 1, slot: "offshoot_sim".into() }
+/// What is to be published of a transaction.
+fn records(transaction: &Committed) -> impl Iterator<Item = Published> {
+    let Committed { xid, commit, ref keys, .. } = *transaction;
+    keys.iter().enumerate().map(move |(i, &key)| Published { xid, commit, index: i as u64, key })
 }
 
 fn partition(key: u8) -> usize {
@@ -226,9 +465,54 @@ fn passing(what: &str) -> Box<dyn std::error::Error + Send + Sync> {
     what.into()
 }
 
+/// The ranges that the log said never came to be.
+#[derive(Clone, Default)]
+struct Reports(Arc<Mutex<Vec<(Lsn, Lsn)>>>);
+
+impl Subscriber for Reports {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::WARN && metadata.target().ends_with("::pipeline")
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        struct Range(Option<Lsn>, Option<Lsn>);
+        impl Visit for Range {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                match field.name() {
+                    "from" => self.0 = format!("{value:?}").parse().ok(),
+                    "to" => self.1 = format!("{value:?}").parse().ok(),
+                    _ => {}
+                }
+            }
+        }
+        let mut range = Range(None, None);
+        event.record(&mut range);
+        if let Range(Some(from), Some(to)) = range {
+            self.0.lock().expect("one thread").push((from, to));
+        }
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
 /// The replication connection to the model database.
 struct SimWire {
     world: Shared,
+    instance: usize,
+    session: u64,
+    timeline: u32,
+    /// It has the slot.
+    started: bool,
     /// Where decoding has come to: everything that committed before has been sent.
     sent: Lsn,
     told_relations: bool,
@@ -236,17 +520,57 @@ struct SimWire {
     current: Vec<u8>,
     /// When this connection breaks.
     breaks_at: Instant,
+    /// The server does not hear of its end.
+    silent: bool,
 }
 
 impl SimWire {
-    fn connect(world: &Shared) -> Self {
-        let mut w = world.borrow_mut();
-        let until = if w.peace { 1 << 30 } else { w.rng.u64(1..10_000) };
-        let sent = w.confirmed;
-        drop(w);
-        let breaks_at = Instant::now() + Duration::from_millis(until);
-        let world = world.clone();
-        Self { world, sent, told_relations: false, payloads: VecDeque::new(), current: Vec::new(), breaks_at }
+    /// Connects and waits for the slot.
+    async fn connect(world: &Shared, instance: usize) -> Self {
+        let wait = world.borrow_mut().rng.u64(1..100);
+        sleep(Duration::from_millis(wait)).await;
+        let mut wire = {
+            let mut w = world.borrow_mut();
+            w.sessions += 1;
+            let until = if w.peace { 1 << 30 } else { w.rng.u64(1..10_000) };
+            Self {
+                world: world.clone(),
+                instance,
+                session: w.sessions,
+                timeline: w.timeline,
+                started: false,
+                sent: Lsn::INVALID,
+                told_relations: false,
+                payloads: VecDeque::new(),
+                current: Vec::new(),
+                breaks_at: Instant::now() + Duration::from_millis(until),
+                silent: !w.peace && w.rng.u8(..4) == 0,
+            }
+        };
+        if !is_planted(PlantedBug::FencesBeforeTheSlot) {
+            wire.start().await;
+        }
+        wire
+    }
+
+    async fn start(&mut self) {
+        let began = Instant::now();
+        while !self.world.borrow_mut().take_slot(self.session, self.instance) {
+            let wait = self.world.borrow_mut().rng.u64(50..500);
+            sleep(Duration::from_millis(wait)).await;
+        }
+        self.breaks_at += began.elapsed();
+        let world = self.world.borrow();
+        (self.started, self.timeline, self.sent) = (true, world.timeline, world.confirmed);
+    }
+
+    fn check(&self) -> Result<(), SourceError> {
+        let world = self.world.borrow();
+        let is_alive = !self.started || world.holds(self.session) && world.timeline == self.timeline;
+        if Instant::now() >= self.breaks_at || !is_alive {
+            return Err(SourceError::Passing(passing("connection reset")));
+        }
+        Ok(())
     }
 
     /// Puts what the walsender sends next into `payloads`.
@@ -255,19 +579,22 @@ impl SimWire {
         if !world.peace || world.log.is_empty() {
             world.happen();
         }
+        if world.timeline != self.timeline {
+            return;
+        }
         let how_many = world.rng.usize(1..6);
-        let next: Vec<(usize, Committed)> =
-            world.log.iter().cloned().enumerate().skip(world.index_after(self.sent)).take(how_many).collect();
+        let next: Vec<Committed> =
+            world.log.iter().skip(world.index_after(self.sent)).take(how_many).cloned().collect();
         let reply = world.rng.u8(..3) == 0;
         if next.is_empty() {
             self.sent = world.position;
             self.payloads.push_back(compose::keepalive(self.sent, reply));
             return;
         }
-        for (xid, transaction) in next {
-            let Committed { commit, end, ref keys, other } = transaction;
+        for transaction in next {
+            let Committed { xid, commit, end, ref keys, other } = transaction;
             let mut send = |message: &[u8]| self.payloads.push_back(compose::wal(Lsn(commit.0 - 1), message));
-            send(&compose::begin(commit, EPOCH + commit.0 as i64, xid as u32));
+            send(&compose::begin(commit, EPOCH + commit.0 as i64, xid));
             if !self.told_relations || world.rng.u8(..10) == 0 {
                 send(&compose::relation(TABLE, "public", "t", b'd', COLUMNS));
                 send(&compose::relation(OTHER_TABLE, "public", "other", b'd', COLUMNS));
@@ -291,13 +618,14 @@ impl SimWire {
 
 impl Wire for SimWire {
     async fn readable(&mut self) -> Result<(), SourceError> {
+        if !self.started {
+            self.start().await;
+        }
         while self.payloads.is_empty() {
             let wait = self.world.borrow_mut().rng.u64(0..300);
             let until = Instant::now() + Duration::from_millis(wait);
             sleep_until(until.min(self.breaks_at)).await;
-            if Instant::now() >= self.breaks_at {
-                return Err(SourceError::Passing(passing("connection reset")));
-            }
+            self.check()?;
             self.decode_some();
         }
         Ok(())
@@ -310,11 +638,17 @@ impl Wire for SimWire {
     }
 
     async fn write(&mut self, payload: &[u8]) -> Result<(), SourceError> {
-        if Instant::now() >= self.breaks_at {
-            return Err(SourceError::Passing(passing("connection reset")));
+        if let Err(error) = self.check() {
+            // Our kernel may not know yet.
+            return if self.world.borrow_mut().rng.bool() { Ok(()) } else { Err(error) };
+        }
+        if !self.started {
+            return Ok(());
         }
         let confirmed = Lsn(u64::from_be_bytes(payload[9..17].try_into().expect("a status has a flush position")));
-        self.world.borrow_mut().confirm(confirmed);
+        let mut world = self.world.borrow_mut();
+        world.slot.as_mut().expect("we hold it").heard_at = Instant::now();
+        world.confirm(confirmed);
         Ok(())
     }
 
@@ -324,45 +658,78 @@ impl Wire for SimWire {
         Ok(TableFacts { primary_key: vec!["id".into()], ..TableFacts::default() })
     }
 
-    async fn close(self) {}
+    async fn close(mut self) {
+        self.silent &= Instant::now() >= self.breaks_at;
+    }
+}
+
+impl Drop for SimWire {
+    fn drop(&mut self) {
+        if !self.silent {
+            self.world.borrow_mut().let_go(self.session);
+        }
+    }
 }
 
 /// A producer to the model broker: appends in order per partition, acknowledges late and in any order across partitions,
 /// commits late.
 struct SimSink {
     world: Shared,
+    instance: usize,
+    /// The replication session beside it.
+    session: u64,
     /// Which of those that have taken over this is; 0 before.
     producer: u64,
+    resumed: usize,
+    /// How often the instance had been frozen before.
+    frozen: usize,
     /// Sent, not appended.
     queues: [VecDeque<(Published, Ticket, u64)>; PARTITIONS],
     /// Appended, not acknowledged, with the time when it will be.
     acknowledgements: Vec<(Instant, Acknowledgement)>,
-    /// What is to be committed when everything before it has been appended, and, from then on, when.
-    commit: Option<(Progress, Option<Instant>)>,
+    /// What is to be committed when everything before it has been appended.
+    commit: Option<Progress>,
+    /// The commit is on its way.
+    committing: bool,
     /// Batches that were sent after the commit was asked for.
     after: VecDeque<RecordBatch>,
     fails_at: Instant,
 }
 
 impl SimSink {
-    fn connect(world: &Shared) -> Self {
+    fn connect(world: &Shared, instance: usize, session: u64) -> Self {
         let mut w = world.borrow_mut();
         let until = if w.peace { 1 << 30 } else { w.rng.u64(1..10_000) };
+        let frozen = w.frozen[instance];
+        w.commit_in_hand[instance] = false;
         drop(w);
         Self {
             world: world.clone(),
+            instance,
+            session,
             producer: 0,
+            resumed: 0,
+            frozen,
             queues: Default::default(),
             acknowledgements: Vec::new(),
             commit: None,
+            committing: false,
             after: VecDeque::new(),
             fails_at: Instant::now() + Duration::from_millis(until),
         }
     }
 
+    async fn wait_a_moment(&self) -> Result<(), SinkError> {
+        let wait = self.world.borrow_mut().rng.u64(0..200);
+        sleep_until((Instant::now() + Duration::from_millis(wait)).min(self.fails_at)).await;
+        if Instant::now() >= self.fails_at {
+            return Err(SinkError::Passing(passing("broker transport failure")));
+        }
+        Ok(())
+    }
+
     fn is_fenced(&self) -> bool {
-        let world = self.world.borrow();
-        world.delivery == Delivery::ExactlyOnce && self.producer != world.producers
+        self.world.borrow().is_fenced(self.producer)
     }
 
     /// The broker takes some records of each partition, in order, and perhaps the commit behind them.
@@ -370,41 +737,56 @@ impl SimSink {
         if self.is_fenced() {
             return;
         }
-        let mut world = self.world.borrow_mut();
+        let world = &mut *self.world.borrow_mut();
         for (partition, queue) in self.queues.iter_mut().enumerate() {
             let some = world.rng.usize(0..=queue.len().min(30));
             let delay = Duration::from_millis(world.rng.u64(0..400));
             for (published, ticket, bytes) in queue.drain(..some) {
-                match world.delivery {
-                    Delivery::ExactlyOnce => world.open[partition].push(published),
-                    Delivery::AtLeastOnce => {
-                        world.topic[partition].push(published);
-                        world.durable.insert(published);
-                    }
-                }
+                let told = Told { published, producer: self.producer, resumed: self.resumed };
+                world.open[partition].push(told);
                 self.acknowledgements.push((Instant::now() + delay, Acknowledgement { ticket, records: 1, bytes }));
             }
         }
+        if world.delivery == Delivery::AtLeastOnce {
+            world.publish_open();
+        }
         // Without transactions the progress record is one of another partition, and waits for nobody.
         let arrived = self.queues.iter().all(VecDeque::is_empty) && self.acknowledgements.is_empty();
-        if let Some((_, at @ None)) = &mut self.commit
-            && (arrived || world.delivery == Delivery::AtLeastOnce)
+        if (arrived || world.delivery == Delivery::AtLeastOnce)
+            && let Some(progress) = self.commit.take()
         {
-            *at = Some(Instant::now() + Duration::from_millis(world.rng.u64(0..200)));
+            let at = Instant::now() + Duration::from_millis(world.rng.u64(0..200));
+            world.committing.push(Committing { producer: self.producer, at, progress });
+            world.commit_in_hand[self.instance] = false;
+            self.committing = true;
         }
     }
 
-    /// The broker commits what has been appended, and the progress record with it.
-    fn commit_now(&mut self) {
-        let Some((progress, _)) = self.commit.take() else { return };
+    /// What the broker has said until now, and when it may have more to say.
+    fn look(&mut self, into: &mut News) -> Result<Instant, SinkError> {
+        let now = Instant::now();
+        if now >= self.fails_at {
+            return Err(SinkError::Passing(passing("broker transport failure")));
+        }
         let world = &mut *self.world.borrow_mut();
-        for (open, topic) in world.open.iter_mut().zip(&mut world.topic) {
-            world.durable.extend(open.iter().copied());
-            topic.append(open);
+        world.settle();
+        if world.is_fenced(self.producer) {
+            return Err(SinkError::Passing(passing("fenced")));
         }
-        if world.progress.as_ref().is_none_or(|before| progress.supersedes(before)) {
-            world.progress = Some(progress);
+        self.acknowledgements.retain(|(at, acknowledgement)| {
+            if *at <= now {
+                into.acknowledged.push(*acknowledgement);
+            }
+            *at > now
+        });
+        let ours = world.committing.iter().find(|committing| committing.producer == self.producer);
+        let commit_at = ours.map(|committing| committing.at);
+        if self.committing && commit_at.is_none() {
+            self.committing = false;
+            into.committed = true;
         }
+        let wait = now + Duration::from_millis(world.rng.u64(1..200));
+        Ok(self.acknowledgements.iter().map(|(at, _)| *at).chain(commit_at).fold(wait, Instant::min))
     }
 
     fn in_flight(&self) -> usize {
@@ -412,7 +794,7 @@ impl SimSink {
         self.queues.iter().map(VecDeque::len).sum::<usize>()
             + self.acknowledgements.len()
             + after
-            + usize::from(self.commit.is_some())
+            + usize::from(self.commit.is_some() || self.committing)
     }
 
     fn enqueue(&mut self, batch: &RecordBatch) {
@@ -425,17 +807,14 @@ impl SimSink {
             let (key, payload) = (text(&record.key), text(&record.payload));
             let number = |text: &str, after: &str| -> u64 {
                 let at = text.find(after).expect("the envelope has it") + after.len();
-                text[at..]
-                    .split(|c: char| !c.is_ascii_digit())
-                    .next()
-                    .expect("split gives one")
-                    .parse()
-                    .expect("digits")
+                let digits = text[at..].split(|c: char| !c.is_ascii_digit()).next();
+                digits.expect("split gives one").parse().expect("digits")
             };
             let key = number(&key, "\"id\":") as u8;
+            let xid = number(&payload, "\"txId\":") as u32;
             let commit = Lsn(number(&payload, "\"sequence\":\"[\\\""));
             let index = number(&payload, "\\\",\\\"");
-            let published = Published { commit, index, key };
+            let published = Published { xid, commit, index, key };
             let bytes = batch.len_of(record) as u64;
             self.queues[partition(key)].push_back((published, record.ticket, bytes));
         }
@@ -445,27 +824,36 @@ impl SimSink {
 impl Drop for SimSink {
     /// A producer that dies leaves requests on the way: some of them still arrive.
     fn drop(&mut self) {
-        self.world.borrow_mut().in_flight = self.in_flight() > 0;
         self.append_some();
-        let arrives = self.world.borrow_mut().rng.bool();
-        if arrives && !self.is_fenced() && matches!(self.commit, Some((_, Some(_)))) {
-            self.commit_now();
+        let in_flight = self.in_flight() > 0;
+        let mut world = self.world.borrow_mut();
+        world.in_flight[self.instance] = in_flight;
+        let woke_up_fenced = world.frozen[self.instance] > self.frozen && world.is_fenced(self.producer);
+        world.covered.woke_up_fenced += usize::from(woke_up_fenced && in_flight && self.producer > 0);
+        if world.rng.bool() {
+            world.committing.retain(|committing| committing.producer != self.producer);
         }
     }
 }
 
 impl Sink for SimSink {
     async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
-        let wait = self.world.borrow_mut().rng.u64(0..300);
-        sleep_until((Instant::now() + Duration::from_millis(wait)).min(self.fails_at)).await;
-        if Instant::now() >= self.fails_at {
-            return Err(SinkError::Passing(passing("broker transport failure")));
+        self.wait_a_moment().await?;
+        {
+            let world = &mut *self.world.borrow_mut();
+            world.settle();
+            if !world.had_slot.contains(&self.session) && !world.is_slot_free() {
+                world.break_promise("who has the slot was fenced off by one that never had it".into());
+            }
+            world.producers += 1;
+            (self.producer, self.resumed) = (world.producers, world.resumes.len());
+            if world.delivery == Delivery::ExactlyOnce {
+                world.open = Default::default();
+                world.committing.clear();
+            }
         }
-        let mut world = self.world.borrow_mut();
-        world.producers += 1;
-        self.producer = world.producers;
-        world.open = Default::default();
-        Ok(world.progress.clone())
+        self.wait_a_moment().await?;
+        Ok(self.world.borrow().last_progress())
     }
 
     fn batch(&mut self) -> RecordBatch {
@@ -473,49 +861,45 @@ impl Sink for SimSink {
     }
 
     fn send(&mut self, batch: RecordBatch) -> Result<(), SinkError> {
-        match self.commit {
-            Some(_) => self.after.push_back(batch),
-            None => self.enqueue(&batch),
+        if self.commit.is_some() || self.committing {
+            self.after.push_back(batch);
+        } else {
+            self.enqueue(&batch);
         }
         Ok(())
     }
 
     fn commit(&mut self, progress: &Progress) -> Result<(), SinkError> {
-        assert!(self.commit.is_none(), "one commit at a time");
-        self.commit = Some((progress.clone(), None));
+        assert!(self.commit.is_none() && !self.committing, "one commit at a time");
+        let mut world = self.world.borrow_mut();
+        if is_planted(PlantedBug::ProgressBeforeEvents) && !world.is_fenced(self.producer) {
+            world.write_progress(progress.clone());
+        }
+        if is_planted(PlantedBug::ProgressAfterEvents) && !world.is_fenced(self.producer) {
+            drop(world);
+            while self.queues.iter().any(|queue| !queue.is_empty()) {
+                self.append_some();
+            }
+            world = self.world.borrow_mut();
+            world.publish_open();
+        }
+        world.commit_in_hand[self.instance] = true;
+        self.commit = Some(progress.clone());
         Ok(())
     }
 
     async fn news(&mut self, into: &mut News) -> Result<(), SinkError> {
         loop {
-            let now = Instant::now();
-            if now >= self.fails_at {
-                return Err(SinkError::Passing(passing("broker transport failure")));
-            }
-            if self.is_fenced() {
-                return Err(SinkError::Passing(passing("fenced")));
-            }
-            let before = into.acknowledged.len();
-            self.acknowledgements.retain(|(at, acknowledgement)| {
-                if *at <= now {
-                    into.acknowledged.push(*acknowledgement);
-                }
-                *at > now
-            });
-            if matches!(self.commit, Some((_, Some(at))) if at <= now) {
-                self.commit_now();
-                into.committed = true;
+            let look_again = self.look(into)?;
+            if into.committed {
                 for batch in std::mem::take(&mut self.after) {
                     self.enqueue(&batch);
                 }
             }
-            if into.acknowledged.len() > before || into.committed {
+            if !into.acknowledged.is_empty() || into.committed {
                 return Ok(());
             }
-            let wait = Duration::from_millis(self.world.borrow_mut().rng.u64(1..200));
-            let commit = self.commit.as_ref().and_then(|(_, at)| *at);
-            let next = self.acknowledgements.iter().map(|(at, _)| *at).chain(commit).min().unwrap_or(now + wait);
-            sleep_until(next.min(now + wait).min(self.fails_at)).await;
+            sleep_until(look_again.min(self.fails_at)).await;
             self.append_some();
         }
     }
@@ -523,38 +907,50 @@ impl Sink for SimSink {
     async fn close(self) {}
 }
 
-/// One life: the program from its start until it is killed, or stopped when `mercy` says so.
-async fn live(world: &Shared, metrics: &Metrics) {
+/// One life: the program from its start until it is killed, or stopped when mercy says so.
+async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
     let (kill_after, stops_cleanly, seed) = {
         let mut w = world.borrow_mut();
-        w.lives += 1;
-        let kill_after = if w.peace { 120_000 } else { w.rng.u64(1..8_000) };
+        w.covered.lives += 1;
+        let kill_after = match (w.peace, w.standby) {
+            (true, _) => 120_000,
+            (false, true) => w.rng.u64(1..30_000),
+            (false, false) => w.rng.u64(1..8_000),
+        };
         (Duration::from_millis(kill_after), w.peace || w.rng.u8(..5) == 0, w.rng.u64(..))
     };
+    let stop_at = Instant::now() + if stops_cleanly { kill_after / 2 } else { 2 * kill_after };
     let attempt = async || {
+        let wire = tokio::select! {
+            biased;
+            () = sleep_until(stop_at) => return Attempt { result: Ok(()), progressed: false },
+            wire = SimWire::connect(world, instance) => wire,
+        };
         let changes = ChangesConfig { tables: vec!["public.t".into()], ..ChangesConfig::default() };
         let encoder = Encoder::new("sim", "sim", &changes).expect("the template is the default");
-        let (confirmed, planted, budget, memory_max) = {
+        let (found, budget, memory_max) = {
             let mut w = world.borrow_mut();
+            let slot = "offshoot_sim".into();
+            let found = Found {
+                origin: Origin { system_identifier: "7".into(), timeline: w.timeline, slot },
+                history: w.history.clone(),
+                confirmed: w.confirmed,
+                end_of_log: w.position,
+                fingerprint: String::new(),
+            };
             let memory_max = if w.rng.u8(..10) == 0 { 200 } else { 1 << 16 };
-            (w.confirmed, w.planted, w.rng.u64(100..20_000), memory_max)
+            (found, w.rng.u64(100..20_000), memory_max)
         };
+        let (confirmed, timeline) = (found.confirmed, found.origin.timeline);
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 20 };
         let assembler = Assembler::new(Box::new(|_, name, _| name == "t"), spill);
-        let mut ledger = Ledger::new(confirmed);
-        ledger.plant(planted);
+        let sink = SimSink::connect(world, instance, wire.session);
         let mut pipeline = Pipeline {
-            source: PostgresSource::new(SimWire::connect(world), assembler, confirmed, || EPOCH),
-            sink: SimSink::connect(world),
+            source: PostgresSource::new(wire, assembler, confirmed, || EPOCH),
+            sink,
             encoder,
-            ledger,
-            found: Found {
-                origin: origin(),
-                history: Vec::new(),
-                confirmed,
-                end_of_log: world.borrow().position,
-                fingerprint: String::new(),
-            },
+            ledger: Ledger::new(confirmed),
+            found,
             commits: Commits {
                 delivery: world.borrow().delivery,
                 interval: Duration::from_millis(100),
@@ -567,17 +963,68 @@ async fn live(world: &Shared, metrics: &Metrics) {
             clock: || EPOCH,
             metrics,
         };
-        let stop_after = if stops_cleanly { kill_after / 2 } else { Duration::MAX };
-        let result = pipeline.run(sleep(stop_after)).await;
+        let result = pipeline.run(sleep_until(stop_at)).await;
         let progressed = pipeline.ledger.confirmed() > confirmed;
         pipeline.close().await;
+        let mut w = world.borrow_mut();
+        match &result {
+            Err(Error::Source(SourceError::SlotLost(_))) if timeline < w.timeline => w.covered.stale += 1,
+            Err(error @ Error::Source(SourceError::SlotLost(_))) => {
+                let why = format!("instance {instance} gave up: {error}");
+                w.break_promise(why);
+            }
+            _ => {}
+        }
         Attempt { result, progressed }
     };
-    let killed = timeout(kill_after, supervisor::run(attempt, std::future::pending(), seed, metrics)).await.is_err();
-    let mut world = world.borrow_mut();
-    if killed && world.in_flight {
-        world.died_in_flight += 1;
+    let exit = timeout(kill_after, supervisor::run(attempt, std::future::pending(), seed, metrics)).await;
+    let mut w = world.borrow_mut();
+    match exit {
+        Err(_) => w.covered.died_in_flight += usize::from(w.in_flight[instance]),
+        Ok(Exit::Clean | Exit::SlotLost) => {}
+        Ok(exit) => w.break_promise(format!("instance {instance} gave up: exit code {}", exit as u8)),
     }
+}
+
+/// Stops a life for a while, as SIGSTOP does, when it has a commit in its hands, or just so.
+async fn freezing(world: &Shared, instance: usize, life: impl Future<Output = ()>) {
+    let is_spared = {
+        let mut w = world.borrow_mut();
+        w.peace || !w.standby || w.rng.bool()
+    };
+    if is_spared {
+        return life.await;
+    }
+    let (from, length, just_so) = {
+        let mut w = world.borrow_mut();
+        let just_so = w.rng.u8(..4) == 0;
+        let from = Instant::now() + Duration::from_millis(w.rng.u64(0..if just_so { 1_000 } else { 4_000 }));
+        (from, Duration::from_millis(w.rng.u64(1..25_000)), just_so)
+    };
+    let mut life = pin!(life);
+    let mut thaws = pin!(sleep(Duration::ZERO));
+    let (mut was_frozen, mut is_frozen) = (false, false);
+    poll_fn(|cx| {
+        loop {
+            if is_frozen && thaws.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            is_frozen = false;
+            if life.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut w = world.borrow_mut();
+            let now = Instant::now();
+            if was_frozen || now < from || !(just_so || w.commit_in_hand[instance]) {
+                return Poll::Pending;
+            }
+            w.frozen[instance] += 1;
+            w.covered.frozen += 1;
+            (was_frozen, is_frozen) = (true, true);
+            thaws.as_mut().reset(now + length);
+        }
+    })
+    .await;
 }
 
 /// Lives the lives of one seed and judges what is left.
@@ -585,16 +1032,40 @@ fn world(seed: u64, delivery: Delivery, planted: Option<PlantedBug>) -> World {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     let metrics = Metrics::default();
-    let world = Rc::new(RefCell::new(World::new(seed, delivery, planted)));
-    for life in 1..=LIVES {
-        world.borrow_mut().peace = life == LIVES;
-        runtime.block_on(live(&world, &metrics));
-        if world.borrow().broken.is_some() {
-            break;
+    let reports = Reports::default();
+    let world = Rc::new(RefCell::new(World::new(seed, delivery)));
+    plant(planted);
+    let round = async || {
+        let (standby, later) = {
+            let mut w = world.borrow_mut();
+            if w.rng.u8(..10) == 0 {
+                w.resume();
+            }
+            (w.standby, w.rng.u64(0..2_000))
+        };
+        let first = freezing(&world, 0, live(&world, 0, &metrics));
+        let second = async {
+            if standby {
+                sleep(Duration::from_millis(later)).await;
+                freezing(&world, 1, live(&world, 1, &metrics)).await;
+            }
+        };
+        tokio::join!(first, second);
+    };
+    tracing::subscriber::with_default(reports.clone(), || {
+        for number in 1..=ROUNDS {
+            world.borrow_mut().peace = number == ROUNDS;
+            runtime.block_on(round());
+            if world.borrow().broken.is_some() {
+                break;
+            }
         }
-    }
+    });
+    plant(None);
     let mut world = Rc::into_inner(world).expect("all lives are over").into_inner();
-    world.judge();
+    if world.broken.is_none() {
+        world.judge(&reports.0.lock().expect("one thread"));
+    }
     world
 }
 
@@ -618,38 +1089,106 @@ fn no_crash_loses_invents_reorders_or_repeats() {
 }
 
 fn live_and_judge(delivery: Delivery) {
-    let (mut lives, mut died_in_flight, mut records) = (0, 0, 0);
+    let mut all = Covered::default();
     let began = std::time::Instant::now();
     for seed in seeds() {
         let world = world(seed, delivery, None);
         if let Some(broken) = world.broken {
             panic!("seed {seed}: {broken}; again with OFFSHOOT_SEED={seed}");
         }
-        lives += world.lives;
-        died_in_flight += world.died_in_flight;
-        records += world.topic.iter().map(Vec::len).sum::<usize>();
+        all.add(&world.covered);
     }
-    let seconds = began.elapsed().as_secs_f64();
-    let per_second = lives as f64 / seconds;
-    println!("{lives} lives, {died_in_flight} killed in flight, {records} records, {per_second:.0} lives a second");
-    assert!(died_in_flight * 2 >= lives, "only {died_in_flight} of {lives} lives died with records in flight");
+    let per_second = all.lives as f64 / began.elapsed().as_secs_f64();
+    println!("{}: {all}; {per_second:.0} lives a second", delivery.as_str());
+    if seeds().count() >= 100 {
+        all.is_enough(delivery);
+    }
+}
+
+impl Covered {
+    fn add(&mut self, other: &Covered) {
+        self.lives += other.lives;
+        self.died_in_flight += other.died_in_flight;
+        self.takeovers += other.takeovers;
+        self.frozen += other.frozen;
+        self.woke_up_fenced += other.woke_up_fenced;
+        self.failovers += other.failovers;
+        self.undone += other.undone;
+        self.splits += other.splits;
+        self.resumes += other.resumes;
+        self.stale += other.stale;
+        self.records += other.records;
+    }
+
+    /// A simulation in which nothing happens proves nothing.
+    fn is_enough(&self, delivery: Delivery) {
+        let Self { lives, died_in_flight, takeovers, frozen, failovers, undone, resumes, .. } = *self;
+        assert!(died_in_flight * 3 >= lives, "only {died_in_flight} of {lives} lives died with records in flight");
+        assert!([takeovers, frozen, failovers, undone, resumes].iter().all(|&count| count > 0), "{self}");
+        if delivery == Delivery::ExactlyOnce {
+            assert!(self.woke_up_fenced > 0 && self.splits > 0, "{self}");
+        }
+    }
+}
+
+impl fmt::Display for Covered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} lives, {} killed in flight, {} takeovers, {} frozen, {} of them woke up fenced with records in hand, \
+             {} failovers that undid {} published transactions, {} splits, {} resumes, {} gave up an old primary, {} records",
+            self.lives,
+            self.died_in_flight,
+            self.takeovers,
+            self.frozen,
+            self.woke_up_fenced,
+            self.failovers,
+            self.undone,
+            self.splits,
+            self.resumes,
+            self.stale,
+            self.records
+        )
+    }
 }
 
 #[test]
 fn a_seed_lives_the_same_lives_again() {
     for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
-        let topic = |seed| world(seed, delivery, None).topic;
-        assert_eq!(topic(3), topic(3));
-        assert_ne!(topic(3), topic(4));
+        for seed in 0..8 {
+            let topic = |seed| world(seed, delivery, None).topic;
+            assert_eq!(topic(seed), topic(seed));
+            assert_ne!(topic(seed), topic(seed + 1));
+        }
     }
 }
 
 /// The simulation counts only because it finds these.
 #[test]
 fn each_planted_bug_is_found() {
+    use PlantedBug::*;
     const SEEDS_MAX: u64 = 20;
-    for bug in [PlantedBug::ConfirmsNewest, PlantedBug::ConfirmsReceived, PlantedBug::RetiresOneEarly] {
-        let found = (0..SEEDS_MAX).find(|&seed| world(seed, Delivery::AtLeastOnce, Some(bug)).broken.is_some());
-        assert!(found.is_some(), "{bug:?} was not found within {SEEDS_MAX} seeds");
+    let found = |bug, delivery| (0..SEEDS_MAX).find_map(|seed| Some((seed, world(seed, delivery, Some(bug)).broken?)));
+    let check = |bug, delivery: Delivery| {
+        let found = found(bug, delivery);
+        let (seed, broken) = found.unwrap_or_else(|| panic!("{bug:?} was not found within {SEEDS_MAX} seeds"));
+        println!("{bug:?} is found by seed {seed}, {}: {broken}", delivery.as_str());
+    };
+    for bug in [ConfirmsNewest, ConfirmsReceived, RetiresOneEarly] {
+        check(bug, Delivery::AtLeastOnce);
+    }
+    for bug in [
+        ConfirmsBeforeCommit,
+        ProgressBeforeEvents,
+        ProgressAfterEvents,
+        SkipsOneTooFew,
+        SkipsOneTooMany,
+        ResumesFromTheSlot,
+        PartialOneTooFew,
+        PartialOneTooMany,
+        EpochNotRaised,
+        FencesBeforeTheSlot,
+    ] {
+        check(bug, Delivery::ExactlyOnce);
     }
 }

@@ -97,13 +97,15 @@ fn arrows_point_one_way() {
         let inside = path.strip_prefix(&root).unwrap();
         let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
         // Where the modules are joined: arrows to everything.
-        if ["main", "lib", "cli", "simulation"].contains(&module) {
+        if ["main", "lib", "cli", "planted", "simulation"].contains(&module) {
             continue;
         }
         let allowed = ARROWS.iter().find(|(name, _)| *name == module);
         let (_, allowed) = allowed.unwrap_or_else(|| panic!("{module} has no line in ARROWS"));
         let mut names = named(&code(&path));
         names.remove(module);
+        // Mistakes in test builds.
+        names.remove("planted");
         for name in &names {
             assert!(allowed.contains(&name.as_str()), "{} must not name {name}", inside.display());
         }
