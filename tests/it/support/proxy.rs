@@ -52,13 +52,24 @@ struct State {
     /// Connections that were opened before this many changes are cut.
     cut_before: u64,
     changes: u64,
+    /// Connections so far, and those of them that were silenced one by one.
+    connections: u64,
+    silenced: Vec<u64>,
     over: bool,
+}
+
+/// A connection, by when it was opened.
+#[derive(Clone, Copy)]
+struct Opened {
+    changes: u64,
+    number: u64,
 }
 
 impl Proxy {
     /// In front of a port, which nobody need listen on yet.
     pub fn to(port: u16) -> Proxy {
-        let state = State { network: Network::Refused, dead_before: 0, cut_before: 0, changes: 0, over: false };
+        let (network, silenced) = (Network::Refused, Vec::new());
+        let state = State { network, dead_before: 0, cut_before: 0, changes: 0, connections: 0, silenced, over: false };
         let shared = Shared { to: port, state: Mutex::new(state), changed: Condvar::new(), passed_bytes: 0.into() };
         let proxy = Proxy { port: servers::free_port(), shared: Arc::new(shared) };
         proxy.set(Network::Good);
@@ -73,6 +84,13 @@ impl Proxy {
     /// Bytes that have passed in either direction.
     pub fn passed_bytes(&self) -> u64 {
         self.shared.passed_bytes.load(Relaxed)
+    }
+
+    /// Kills the connection that was opened last, as `Silent` does with all.
+    pub fn silence_last(&self) {
+        let mut state = self.shared.state();
+        let last = state.connections;
+        state.silenced.push(last);
     }
 
     /// Changes the network.
@@ -113,14 +131,16 @@ impl Shared {
     }
 
     /// Waits until `bytes` of a connection may pass; `false` when the connection is cut.
-    fn let_pass(&self, opened: u64, bytes: u64) -> bool {
+    fn let_pass(&self, opened: Opened, bytes: u64) -> bool {
         let began = Instant::now();
         let mut state = self.state();
         loop {
-            if state.over || state.cut_before > opened {
+            if state.over || state.cut_before > opened.changes {
                 return false;
             }
-            let dead = state.dead_before > opened || state.network == Network::Silent;
+            let dead = state.dead_before > opened.changes
+                || state.network == Network::Silent
+                || state.silenced.contains(&opened.number);
             let rest = match state.network {
                 _ if dead => Duration::from_secs(3600),
                 Network::Slow(rate) => Duration::from_micros(bytes * 1_000_000 / rate).saturating_sub(began.elapsed()),
@@ -142,7 +162,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         if state.over || state.network == Network::Refused {
             return;
         }
-        let opened = state.changes;
+        let changes = state.changes;
         drop(state);
         let Ok((client, _)) = listener.accept() else {
             let state = shared.state();
@@ -150,6 +170,10 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             continue;
         };
         client.set_nonblocking(false).unwrap();
+        let mut state = shared.state();
+        state.connections += 1;
+        let opened = Opened { changes, number: state.connections };
+        drop(state);
         let shared = shared.clone();
         thread::spawn(move || {
             // A client whose server is not there finds its connection closed.
@@ -163,7 +187,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 /// Moves bytes one way until either end closes or the connection is cut, and closes both ends then.
-fn pump(shared: &Shared, opened: u64, mut from: &TcpStream, mut to: &TcpStream) {
+fn pump(shared: &Shared, opened: Opened, mut from: &TcpStream, mut to: &TcpStream) {
     for stream in [from, to] {
         stream.set_nodelay(true).unwrap();
         // A connection that is cut while nobody says anything.
