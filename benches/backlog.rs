@@ -189,11 +189,12 @@ fn read_plainly(config: &Config, rows: u64, transactions: u64) -> Turn {
     let cpu_before = thread_cpu();
     let took = runtime.block_on(async {
         let warned = source::Warned::default();
-        let start = source::Start {
+        let start = source::Start::<offshoot::source::SourceError> {
             warned: &warned,
             admissions: &source::Admissions::default(),
             waiting: &|| {},
             accept: &|_| Ok(()),
+            permit: &|_, _| Box::pin(async { Ok(()) }),
         };
         let (mut session, prepared) = source::connect(&config, &start).await.expect("the slot is free");
         let (mut inserts, mut commits, mut began, mut told) = (0, 0, None, Instant::now());

@@ -91,6 +91,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     // An outage of Kafka is waited out: the pipeline stops reading, and Postgres keeps the log.
     ("message.timeout.ms", "0"),
     ("socket.keepalive.enable", "true"),
+    // A broker that is silent for longer is given up, well before the transaction is.
+    ("socket.timeout.ms", "30000"),
     ("socket.nagle.disable", "true"),
     // An outage shall not be followed by ten more seconds of our own.
     ("reconnect.backoff.max.ms", "2000"),

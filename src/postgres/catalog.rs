@@ -33,7 +33,7 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 #[derive(Clone)]
 pub(crate) struct Control {
     pub(crate) client: Arc<Client>,
-    lost: watch::Receiver<Option<String>>,
+    lost: Arc<watch::Sender<Option<String>>>,
     pub(crate) host: Host,
     pub(crate) who: Who,
 }
@@ -140,24 +140,27 @@ impl Control {
         let seconds = target.connect_timeout.as_secs();
         let late = |_| Fault::ConnectTimeout { address: who.address.clone(), seconds }.passing();
         let (client, connection) = timeout(target.connect_timeout, open).await.map_err(late)??;
-        let (tell, lost) = watch::channel(None);
+        let lost = Arc::new(watch::Sender::new(None));
+        let tell = lost.clone();
         tokio::spawn(async move {
             let why = match connection.await {
                 Ok(()) => "it was closed".to_owned(),
                 Err(error) => told(&error),
             };
-            tell.send_replace(Some(why));
+            tell.send_replace(Some(format!("the control connection is lost ({why})")));
         });
         Ok(Control { client: Arc::new(client), lost, host: host.clone(), who })
     }
 
     /// Waits until the connection is lost, and says why. Cancel safe.
-    pub(crate) async fn lost(&mut self) -> SourceError {
-        let why = match self.lost.wait_for(Option::is_some).await {
-            Ok(why) => why.clone().unwrap_or_default(),
-            Err(_) => "its task is gone".to_owned(),
-        };
-        self.lost_fault(why)
+    pub(crate) async fn lost(&self) -> SourceError {
+        let why = self.lost.subscribe().wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());
+        self.lost_fault(why.expect("we hold the sender"))
+    }
+
+    /// Has whoever streams beside this connection end, and connect again.
+    pub(crate) fn lose(&self, why: &str) {
+        self.lost.send_replace(Some(why.to_owned()));
     }
 
     /// An error when the connection is lost.
@@ -177,8 +180,12 @@ impl Control {
         asked.map_err(|error| sort(error, Step::Ask, &self.who))
     }
 
+    /// A server that lives answers in time, if only that it has not got the answer. Whatever stands in between may go on
+    /// taking what we send, so that TCP never finds out.
     pub(crate) fn no_answer(&self) -> SourceError {
-        Fault::ControlLost { address: self.who.address.clone(), why: "no answer".into() }.passing()
+        let why = format!("the control connection got no answer in {} s", ANSWER_TIMEOUT.as_secs());
+        self.lose(&why);
+        self.lost_fault(why)
     }
 
     /// Which database cluster this is; `None` when we may not know it yet.

@@ -89,7 +89,7 @@ pub(crate) enum Fault {
     StartTimeout { slot: String, seconds: u64 },
     #[error("write to {address} within {seconds} s")]
     WriteTimeout { address: String, seconds: u64 },
-    #[error("go on with {address}: the control connection is lost ({why})")]
+    #[error("go on with {address}: {why}")]
     ControlLost { address: String, why: String },
     #[error("change the publications: {what}{holders}; nothing was changed, and it is tried again")]
     Busy { what: Said, holders: String },

@@ -346,7 +346,7 @@ fn look_at_slot(name: &str, slot: Option<&Slot>, server: &ServerFacts, create: b
         findings.push(
             match create {
                 true => Finding::ok(format!("{name} is not there; it will be made at the next start")),
-                false => Finding::cross(format!("{name} is not there"), format!("{};", slot_sql(name))),
+                false => Finding::cross(format!("{name} is not there"), format!("{};", slot_sql(name, server))),
             }
             .about("slot"),
         );
@@ -366,6 +366,17 @@ fn look_at_slot(name: &str, slot: Option<&Slot>, server: &ServerFacts, create: b
         }
         .about("slot"),
     );
+    if slot.failover == Some(false) && !server.standby {
+        let what =
+            format!("{name} was made without failover: standbys do not keep it, and it is gone after a fail-over");
+        let mend = format!(
+            "stop offshoot, and then: psql 'dbname={} replication=database' -c \
+             'ALTER_REPLICATION_SLOT {} (FAILOVER true)'",
+            server.database,
+            escape_identifier(name)
+        );
+        findings.push(Finding::warning(what, mend).about("failover"));
+    }
 }
 
 async fn look_at_plan(

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Start,
-    catalog::{ANSWER_TIMEOUT, CatalogTable, Control},
+    catalog::{ANSWER_TIMEOUT, CatalogTable, Control, ServerFacts},
     fault::{Fault, SlotFault, Sorted, Step, WAL_LEVEL, sort},
     publication::{
         COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, comment_with_tables, inserts_name,
@@ -44,6 +44,8 @@ const FREE_MAX: Duration = Duration::from_secs(15);
 const WARN_BACK_PERCENT: u64 = 80;
 /// PostgreSQL 14.
 const VERSION_MIN: i32 = 140_000;
+/// PostgreSQL 17: slots that standbys keep in step.
+const FAILOVER_VERSION_MIN: i32 = 170_000;
 
 /// A slot as `pg_replication_slots` has it.
 #[derive(Clone, Debug)]
@@ -59,6 +61,8 @@ pub(crate) struct Slot {
     pub(crate) wal_status: String,
     /// Why it is invalidated.
     pub(crate) invalid: Option<String>,
+    /// Standbys may keep it in step; `None` before PostgreSQL 17.
+    pub(crate) failover: Option<bool>,
 }
 
 /// What `drop_all` did.
@@ -207,6 +211,7 @@ impl Control {
             retained_bytes: row.get::<_, Option<i64>>("retained").unwrap_or_default().max(0) as u64,
             wal_status: text(row, "wal_status"),
             invalid: row.get("invalid"),
+            failover: row.get("failover"),
         }))
     }
 
@@ -278,7 +283,7 @@ impl Control {
         news.for_each(|finding| warn!("{finding}"));
         let mut sql = plan.statements.clone();
         if slot.is_none() {
-            sql.push(slot_sql(&name));
+            sql.push(slot_sql(&name, &server));
         }
         if !config.source.create && !sql.is_empty() {
             let why = "go on without slot and publication, which source.create: false leaves to you".to_owned();
@@ -303,7 +308,7 @@ impl Control {
                 plan.horizon = self.horizon(&plan.joining).await?;
                 self.slot(&name).await?.map_or(Lsn::INVALID, |slot| slot.confirmed)
             }
-            None => self.create_slot(&name).await?,
+            None => self.create_slot(&name, &server).await?,
         };
         self.remember(config, server.version_num, &plan).await?;
         Ok((plan, confirmed))
@@ -484,11 +489,13 @@ impl Control {
     }
 
     /// Makes the slot, and says where it starts.
-    async fn create_slot(&self, name: &str) -> Result<Lsn, SourceError> {
+    async fn create_slot(&self, name: &str, server: &ServerFacts) -> Result<Lsn, SourceError> {
         info!(slot = %name, "a new pipeline: making its slot, which waits for the transactions that are running now");
         // As long as the longest of them: no timeout of ours may end it.
         self.execute("SET statement_timeout = 0; SET lock_timeout = 0", Step::Prepare).await?;
-        let row = self.client.query_one(CREATE_SLOT, &[&name]).await;
+        let failover = failover_argument(server);
+        let sql = format!("SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput'{failover})");
+        let row = self.client.query_one(&sql, &[&name]).await;
         // Whoever may not make a slot may not read one: made by another, it would not help.
         let row = row.map_err(|error| sort(error, Step::Prepare, &self.who))?;
         self.execute("RESET statement_timeout; RESET lock_timeout", Step::Prepare).await?;
@@ -625,8 +632,15 @@ impl Slot {
 }
 
 /// The SQL that makes a slot.
-pub(crate) fn slot_sql(name: &str) -> String {
-    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", escape_literal(name).trim())
+pub(crate) fn slot_sql(name: &str, server: &ServerFacts) -> String {
+    let failover = failover_argument(server);
+    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover})", escape_literal(name).trim())
+}
+
+/// Lets standbys keep the slot in step, so that it outlives a fail-over; without standbys it costs nothing. A slot on a
+/// standby cannot have it.
+fn failover_argument(server: &ServerFacts) -> &'static str {
+    if server.version_num >= FAILOVER_VERSION_MIN && !server.standby { ", failover => true" } else { "" }
 }
 
 /// Whether a server of this version and `wal_level` can be streamed from.
@@ -646,14 +660,14 @@ fn refused(error: impl std::error::Error + Send + Sync + 'static) -> SourceError
     SourceError::Refused(Box::new(error))
 }
 
-const CREATE_SLOT: &str = "SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput')";
-
-/// `to_jsonb` asks for columns that older versions do not have: `conflicting` is PostgreSQL 16's, the reason 17's.
+/// `to_jsonb` asks for columns that older versions do not have: `conflicting` is PostgreSQL 16's, the reason and `failover`
+/// are 17's.
 const SLOT: &str = "
 SELECT s.slot_type::text, s.plugin::text, s.database::text, s.active_pid, s.confirmed_flush_lsn AS confirmed, s.wal_status,
   l.current, (l.current - s.restart_lsn)::bigint AS retained,
   CASE WHEN s.wal_status = 'lost' OR to_jsonb(s) ->> 'conflicting' = 'true' OR to_jsonb(s) ->> 'invalidation_reason' <> ''
-    THEN coalesce(to_jsonb(s) ->> 'invalidation_reason', 'wal_removed') END AS invalid
+    THEN coalesce(to_jsonb(s) ->> 'invalidation_reason', 'wal_removed') END AS invalid,
+  (to_jsonb(s) ->> 'failover')::boolean AS failover
 FROM pg_replication_slots s, LATERAL (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
   ELSE pg_current_wal_lsn() END AS current) l
 WHERE s.slot_name = $1";
@@ -732,6 +746,7 @@ mod tests {
             retained_bytes,
             wal_status: "reserved".into(),
             invalid: None,
+            failover: Some(true),
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Watch {
     joining: Vec<Joining>,
     rest_until: Instant,
     seen_at: Instant,
+    /// Ours, once it was seen.
+    walsender: Option<i32>,
 }
 
 /// How far the slot is behind.
@@ -84,13 +86,23 @@ struct Missing {
 impl Watch {
     pub(crate) fn new(control: Control, config: &Config, version_num: i32, plan: &Plan) -> Watch {
         let now = Instant::now();
-        let mut watch =
-            Watch { control, config: config.clone(), version_num, joining: Vec::new(), rest_until: now, seen_at: now };
+        let mut watch = Watch {
+            control,
+            config: config.clone(),
+            version_num,
+            joining: Vec::new(),
+            rest_until: now,
+            seen_at: now,
+            walsender: None,
+        };
         watch.join(&plan.joining, plan.horizon);
         watch
     }
 
     /// Looks once: at the slot always, at the rest unless it is too soon for that. `None` when the slot is gone.
+    ///
+    /// A walsender that has ended without our hearing of it ends the stream, which would wait for ever: what stands in between may
+    /// keep a connection open of which the other half is dead.
     ///
     /// `SlotLimit` when the server keeps too much for the slot, `SlotLost` when something is not published any more.
     /// Whatever else it meets, the loop meets on its own session too.
@@ -98,6 +110,10 @@ impl Watch {
         let name = self.config.slot();
         let Some(slot) = self.control.slot(&name).await? else { return Ok(None) };
         slot.within(&name, &self.config.limits, begin.warned)?;
+        if slot.active_pid.is_none() || self.walsender.is_some_and(|pid| slot.active_pid != Some(pid)) {
+            self.control.lose("the server has ended the replication session, and we were not told");
+        }
+        self.walsender = slot.active_pid;
         let began = Instant::now();
         if began >= self.rest_until {
             match self.compare(begin, slot.current, slot.confirmed).await {

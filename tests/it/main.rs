@@ -23,6 +23,8 @@ mod checker;
 mod workload;
 mod soak;
 mod outages;
+mod network;
+mod failover;
 mod observation;
 mod source_safety;
 mod config_changes;

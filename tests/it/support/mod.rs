@@ -15,6 +15,7 @@ pub mod process;
 pub mod servers;
 pub mod postgres;
 pub mod pooler;
+pub mod proxy;
 pub mod kafka;
 pub mod program;
 pub mod golden;
