@@ -66,10 +66,9 @@ pub async fn check(config: &Config, json: bool) -> Exit {
     let (tell, topics) = oneshot::channel();
     let mut inspection = Inspection::default();
     let mut misfit = None;
-    let (source_late, kafka, progress) = tokio::join!(
+    let (source_late, (kafka, progress)) = tokio::join!(
         late(ask_postgres(config, &mut inspection, &mut misfit, tell), "Postgres", "source.postgres"),
-        ask_kafka(config, topics),
-        ask_progress(config)
+        ask_kafka_and_progress(config, topics)
     );
     let mut findings = Findings { source: inspection.findings, tables: inspection.tables, ..kafka };
     findings.source.extend(source_late);
@@ -122,6 +121,22 @@ async fn ask_kafka(config: &Config, topics: oneshot::Receiver<Vec<String>>) -> F
     let late = late(asked, "Kafka", "sink.kafka.brokers").await;
     findings.sink.extend(late);
     findings
+}
+
+/// Both at once; but of a Kafka that cannot be reached nobody waits to hear the same again.
+async fn ask_kafka_and_progress(
+    config: &Config,
+    topics: oneshot::Receiver<Vec<String>>,
+) -> (Findings, Option<Result<Option<Progress>, SinkError>>) {
+    let mut kafka = std::pin::pin!(ask_kafka(config, topics));
+    let mut progress = std::pin::pin!(ask_progress(config));
+    tokio::select! {
+        progress = &mut progress => (kafka.await, progress),
+        kafka = &mut kafka => {
+            let progress = if kafka.has_cross("sink") { None } else { progress.await };
+            (kafka, progress)
+        }
+    }
 }
 
 /// How far events have come; `None` when Kafka does not say, which is told elsewhere.

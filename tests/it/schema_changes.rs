@@ -51,8 +51,9 @@ impl Walk {
         self.offshoot = run(&self.config);
     }
 
+    /// `offshoot_s` is the pipeline's publication.
     fn execute(&self, sql: &str) {
-        self.db.execute(sql);
+        self.db.execute(&sql.replace("offshoot_s ", &format!("offshoot_{} ", self.db.name)));
     }
 
     /// Waits until everything that is committed now is in Kafka, and says what is new there: a line each, tombstones
