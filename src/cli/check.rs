@@ -72,7 +72,10 @@ pub async fn check(config: &Config, json: bool) -> Exit {
     );
     let mut findings = Findings { source: inspection.findings, tables: inspection.tables, ..kafka };
     findings.source.extend(source_late);
-    findings.sink.extend(of_delivery(config, inspection.slot.as_ref(), progress, &findings.sink));
+    let (delivery, gap) = of_delivery(config, inspection.slot.as_ref(), progress, &findings.sink);
+    findings.sink.extend(delivery);
+    // A gap is the slot's: it is gone, or stands where it should not.
+    findings.source.extend(gap);
     findings.config.extend(inspection.misfits.into_iter().chain(misfit));
     anstream::print!("{}", if json { findings.json() } else { findings.page(width()) });
     findings.exit()
@@ -152,7 +155,7 @@ fn of_delivery(
     slot: Option<&SlotSeen>,
     progress: Option<Result<Option<Progress>, SinkError>>,
     kafka: &[Finding],
-) -> Vec<Finding> {
+) -> (Vec<Finding>, Option<Finding>) {
     let promise = match config.sink.kafka.delivery {
         Delivery::ExactlyOnce => {
             "exactly_once, for consumers with isolation.level=read_committed; Java's read uncommitted unless told otherwise"
@@ -169,9 +172,9 @@ fn of_delivery(
             let text = format!("failed to {}", told(&error));
             let (what, mend) = text.split_once("; ").unwrap_or((&text, "see that the topic is ours alone"));
             findings.push(Finding::cross(what.to_owned(), mend.to_owned()).about("progress"));
-            return findings;
+            return (findings, None);
         }
-        Some(Err(_)) | None => return findings,
+        Some(Err(_)) | None => return (findings, None),
     };
     let gap = slot.and_then(|slot| {
         let system_identifier = slot.system_identifier.clone();
@@ -180,22 +183,22 @@ fn of_delivery(
         let fits = same.and_then(|()| progress::may_begin(progress.as_ref(), slot.confirmed, &config.slot()));
         fits.err().or_else(|| progress::slot_ahead(progress.as_ref()?, slot.confirmed?, &config.slot()).err())
     });
-    findings.push(match (gap, &progress) {
-        (Some(gap), _) => {
-            let text = format!("failed to {gap}");
-            let what = text.split(": offshoot resume").next().unwrap_or(&text).to_owned();
-            Finding::cross(what, gap.mend().to_owned()).about("progress")
-        }
-        (None, None) => Finding::ok("none yet: the first `run` makes its topic".into()).about("progress"),
-        (None, Some(Progress { reached: Reached::Creating, .. })) => {
+    if let Some(gap) = gap {
+        let text = format!("failed to {gap}");
+        let what = text.split(": offshoot resume").next().unwrap_or(&text).to_owned();
+        return (findings, Some(Finding::cross(what, gap.mend().to_owned()).about("progress")));
+    }
+    findings.push(match &progress {
+        None => Finding::ok("none yet: the first `run` makes its topic".into()).about("progress"),
+        Some(Progress { reached: Reached::Creating, .. }) => {
             Finding::ok("the slot is to be made; nothing is published".into()).about("progress")
         }
-        (None, Some(progress @ Progress { reached: Reached::End { end, .. }, epoch, .. })) => {
+        Some(progress @ Progress { reached: Reached::End { end, .. }, epoch, .. }) => {
             let what = format!("published up to {end} in epoch {epoch}, as of {}", progress::date(progress.time));
             Finding::ok(what).about("progress")
         }
     });
-    findings
+    (findings, None)
 }
 
 /// Waits for `ANSWER_WITHIN`: a side that does not answer is a cross, and what it has said until then stays.

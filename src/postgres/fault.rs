@@ -52,7 +52,10 @@ impl Who {
     /// What is said when a password is asked for that we do not have.
     pub(crate) fn no_password(&self) -> String {
         let none = "the server asks for a password, and source.postgres has none";
-        self.passfile.as_ref().map_or_else(|| none.to_owned(), |why| format!("{none}; {why}"))
+        match &self.passfile {
+            Some(why) => format!("{none}; {why}"),
+            None => format!("{none}; put it there, or into the password file"),
+        }
     }
 }
 

@@ -208,7 +208,7 @@ fn under_tls(
         let tls = tls(expired);
         on(with_table(&tls.server), |db, pipe| {
             let port = tls.server.port();
-            pipe.url = format!("postgres://postgres:offshoot@{host}:{port}/{}?{}", db.name, words(tls));
+            pipe.url = format!("postgres://postgres:{}@{host}:{port}/{}?{}", postgres::PASSWORD, db.name, words(tls));
         })
     }
 }
@@ -283,9 +283,11 @@ fn allow(principal: &str, operations: &[&str], resource: &str) {
 /// Runs a line as an administrator of the secured Kafka would.
 fn paste(line: &str) {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
-    let admin = "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsasl.jaas.config=\
-                 org.apache.kafka.common.security.plain.PlainLoginModule required username=\"alice\" password=\"secret\";\n";
-    let tools = TOOLS.get_or_init(|| kafka::tools(admin));
+    let admin = format!(
+        "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsasl.jaas.config=\
+         org.apache.kafka.common.security.plain.PlainLoginModule required username=\"alice\" password=\"{KAFKA_PASSWORD}\";\n"
+    );
+    let tools = TOOLS.get_or_init(|| kafka::tools(&admin));
     let path = format!("{}:{}", tools.display(), env::var("PATH").unwrap());
     let output = Command::new("sh").args(["-c", line]).env("PATH", path).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -481,7 +483,7 @@ fn reaching_postgres() -> Vec<Situation> {
             "no password",
             refused,
             &["asks for a password, and source.postgres has none", "put it there"],
-            || shared(|_, pipe| pipe.url = pipe.url.replace(":offshoot@", "@")),
+            || shared(|_, pipe| pipe.url = pipe.url.replace(&format!(":{}@", postgres::PASSWORD), "@")),
         ),
         situation(
             "an unknown role",
@@ -594,7 +596,7 @@ fn reaching_postgres() -> Vec<Situation> {
 fn behind_a_pooler(lines: &str) -> Scene {
     let pooler = pooler::before(postgres::shared(V17), lines);
     let scene = shared(|db, pipe| {
-        pipe.url = format!("postgres://postgres:offshoot@127.0.0.1:{}/{}", pooler.port, db.name);
+        pipe.url = format!("postgres://postgres:{}@127.0.0.1:{}/{}", postgres::PASSWORD, pooler.port, db.name);
     });
     // It lets go of the database before that is dropped.
     Scene { _kept: vec![Box::new(pooler), Box::new(scene._kept)], ..scene }
@@ -962,9 +964,9 @@ fn topics_and_records() -> Vec<Situation> {
             made("properties: { retention.ms: soon }"),
         ),
         situation(
-            "no right on the topic",
+            "no right on any topic",
             refused,
-            &["shop.public.t", "kafka-acls --bootstrap-server kafka:9092 --add --allow-principal User:bob"],
+            &["offshoot.shop.progress", "kafka-acls --bootstrap-server kafka:9092 --add --allow-principal User:bob"],
             || {
                 shared(|db, pipe| {
                     a_row_waits(db, pipe, "INSERT INTO t VALUES (1)");
@@ -993,8 +995,14 @@ fn topics_and_records() -> Vec<Situation> {
             &["shop.public.t", "--operation Create"],
             || {
                 shared(|db, pipe| {
-                    a_row_waits(db, pipe, "INSERT INTO t VALUES (1)");
+                    as_user(pipe, "alice", KAFKA_PASSWORD, "PLAIN");
+                    pipe.prepare();
+                    db.execute("INSERT INTO t VALUES (1)");
                     as_user(pipe, "bob", KAFKA_PASSWORD, "PLAIN");
+                    let (progress, id) =
+                        (format!("offshoot.{}.progress", pipe.name), format!("offshoot.{}", pipe.name));
+                    allow("User:bob", &["Describe", "Read", "Write"], &format!("--topic {progress}"));
+                    allow("User:bob", &["Describe", "Write"], &format!("--transactional-id {id}"));
                     allow("User:bob", &["Describe", "Write"], &format!("--topic {}", pipe.topic("t")));
                 })
             },
@@ -1312,7 +1320,9 @@ fn the_sql_under_each_cross_mends_it() {
 fn the_rights_that_check_prints_are_all_that_kafka_asks_for() {
     let db = database();
     let mut pipe = Pipe::of(&db);
-    a_row_waits(&db, &pipe, "INSERT INTO t VALUES (1)");
+    as_user(&mut pipe, "alice", KAFKA_PASSWORD, "PLAIN");
+    pipe.prepare();
+    db.execute("INSERT INTO t VALUES (1)");
     as_user(&mut pipe, "bob", KAFKA_PASSWORD, "PLAIN");
     let page = pipe.checks(4, &["✗ rights: not granted to User:bob: topic "]);
     let lines: Vec<_> = page.lines().map(str::trim).filter(|line| line.starts_with("kafka-acls ")).collect();
