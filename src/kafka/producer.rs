@@ -653,7 +653,7 @@ impl Worker {
         }
         let mut outcome = lock(&self.shared.outcome);
         self.buffered = self.buffered.saturating_sub(std::mem::take(&mut outcome.returned));
-        let delivered = !outcome.acknowledged.is_empty();
+        let delivered = !outcome.acknowledged.is_empty() || outcome.committed;
         let failure = outcome.failure.take();
         let events = std::mem::take(&mut outcome.events);
         // From here on nothing is acknowledged, whatever librdkafka still says.
