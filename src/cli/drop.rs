@@ -57,23 +57,9 @@ impl Consent {
 
 /// Says what will be dropped, asks unless `yes`, and drops it.
 pub async fn drop(config: &Config, yes: bool) -> Exit {
-    let stdin = io::stdin();
-    let consent = Consent::new(yes, stdin.is_terminal());
     let question = ("This drops, for good:", "Changes that are committed from now on will not be published. Drop?");
-    match ask(question, &things(config), consent, &mut stdin.lock(), &mut anstream::stderr()) {
-        Ok(Answer::Yes) => {}
-        Ok(Answer::No) => {
-            anstream::eprintln!("nothing was dropped");
-            return Exit::Clean;
-        }
-        Ok(Answer::NobodyThere) => {
-            anstream::eprintln!("nothing was dropped: there is nobody to ask; add --yes");
-            return Exit::Config;
-        }
-        Err(error) => {
-            anstream::eprintln!("nothing was dropped: the answer cannot be read: {error}");
-            return Exit::Unexpected;
-        }
+    if let Err(exit) = agreed(question, &things(config), yes, "nothing was dropped") {
+        return exit;
     }
     match postgres::drop_all(config).await {
         Ok(dropped) => {
@@ -131,6 +117,27 @@ async fn forget(config: &Config) -> Exit {
 
 fn late() -> Error {
     Error::Sink(SinkError::Passing(format!("reach kafka within {} s", FORGET_WAIT.as_secs()).into()))
+}
+
+/// Says what will be done, and asks unless `yes`. Without a yes it says `nothing` was done, and how to end.
+pub(super) fn agreed(question: (&str, &str), things: &[String], yes: bool, nothing: &str) -> Result<(), Exit> {
+    let stdin = io::stdin();
+    let consent = Consent::new(yes, stdin.is_terminal());
+    match ask(question, things, consent, &mut stdin.lock(), &mut anstream::stderr()) {
+        Ok(Answer::Yes) => Ok(()),
+        Ok(Answer::No) => {
+            anstream::eprintln!("{nothing}");
+            Err(Exit::Clean)
+        }
+        Ok(Answer::NobodyThere) => {
+            anstream::eprintln!("{nothing}: there is nobody to ask; add --yes");
+            Err(Exit::Config)
+        }
+        Err(error) => {
+            anstream::eprintln!("{nothing}: the answer cannot be read: {error}");
+            Err(Exit::Unexpected)
+        }
+    }
 }
 
 /// Says what will be done, then asks where it must.

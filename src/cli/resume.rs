@@ -1,9 +1,6 @@
 //! `offshoot resume`: a person says where to go on, where the program cannot know.
 
-use std::{
-    io::{self, IsTerminal},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use crate::{
     causes::told,
@@ -16,11 +13,7 @@ use crate::{
     progress::{Origin, Progress, Reached, date},
 };
 
-use super::{
-    ResumeArguments,
-    drop::{Answer, Consent, ask},
-    stream::now,
-};
+use super::{ResumeArguments, drop::agreed, stream::now};
 
 /// Where to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,28 +69,10 @@ pub async fn resume(config: &Config, arguments: &ResumeArguments) -> Exit {
             return Exit::Config;
         }
     };
-    let consent = Consent::new(arguments.yes, io::stdin().is_terminal());
     let question = ("This sets, for good:", "Go on from there?");
-    match ask(
-        question,
-        &consequences(progress.as_ref(), &next),
-        consent,
-        &mut io::stdin().lock(),
-        &mut anstream::stderr(),
-    ) {
-        Ok(Answer::Yes) => {}
-        Ok(Answer::No) => {
-            anstream::eprintln!("nothing was changed");
-            return Exit::Clean;
-        }
-        Ok(Answer::NobodyThere) => {
-            anstream::eprintln!("nothing was changed: there is nobody to ask; add --yes");
-            return Exit::Config;
-        }
-        Err(error) => {
-            anstream::eprintln!("nothing was changed: the answer cannot be read: {error}");
-            return Exit::Unexpected;
-        }
+    let things = consequences(progress.as_ref(), &next);
+    if let Err(exit) = agreed(question, &things, arguments.yes, "nothing was changed") {
+        return exit;
     }
     let written = async {
         if progress.is_none() {

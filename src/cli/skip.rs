@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, IsTerminal, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,11 +21,7 @@ use crate::{
     source::SourceError,
 };
 
-use super::{
-    SkipArguments,
-    drop::{Answer, Consent, ask},
-    stream::now,
-};
+use super::{SkipArguments, drop::agreed, stream::now};
 
 /// Why nothing was skipped.
 #[derive(Debug, thiserror::Error)]
@@ -56,11 +52,7 @@ impl From<SourceError> for Failure {
 /// Saves the transaction, says what it is, asks unless `yes`, and writes a progress record that covers it.
 pub async fn skip(config: &Config, arguments: &SkipArguments) -> Exit {
     match try_to_skip(config, arguments).await {
-        Ok(true) => Exit::Clean,
-        Ok(false) => {
-            anstream::eprintln!("nothing was skipped");
-            Exit::Clean
-        }
+        Ok(exit) => exit,
         Err(failure) => {
             anstream::eprintln!("nothing was skipped: {}", told(&failure));
             match failure {
@@ -74,7 +66,7 @@ pub async fn skip(config: &Config, arguments: &SkipArguments) -> Exit {
     }
 }
 
-async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<bool, Failure> {
+async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<Exit, Failure> {
     let look = postgres::look(config).await?;
     if let Some((_, Some(pid))) = look.slot {
         return Err(Failure::Held { slot: config.slot(), pid });
@@ -111,16 +103,9 @@ async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<bool,
         format!("transaction {} that commits at {}, with {} messages", saved.xid, saved.commit, saved.messages),
         format!("it is saved in {}, one message a line", path.display()),
     ];
-    let consent = Consent::new(arguments.yes, io::stdin().is_terminal());
     let question = ("This leaves out, for good:", "It will never be published. Skip it?");
-    let answer = ask(question, &things, consent, &mut io::stdin().lock(), &mut anstream::stderr());
-    match answer.map_err(|source| Failure::File { path: "standard input".into(), source })? {
-        Answer::Yes => {}
-        Answer::No => return Ok(false),
-        Answer::NobodyThere => {
-            anstream::eprintln!("there is nobody to ask; add --yes");
-            return Ok(false);
-        }
+    if let Err(exit) = agreed(question, &things, arguments.yes, "nothing was skipped") {
+        return Ok(exit);
     }
     let origin =
         Origin { system_identifier: prepared.system_identifier, timeline: prepared.timeline, slot: prepared.slot };
@@ -143,7 +128,7 @@ async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<bool,
     });
     written.await?;
     anstream::eprintln!("skipped; the next `offshoot run` goes on after {}", saved.end);
-    Ok(true)
+    Ok(Exit::Clean)
 }
 
 async fn save_to(

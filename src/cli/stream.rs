@@ -44,6 +44,9 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
     }
     let delivery = config.sink.kafka.delivery;
     info!(name = config.name, version = env!("CARGO_PKG_VERSION"), delivery = delivery.as_str(), "starting");
+    if delivery == Delivery::ExactlyOnce {
+        info!("for consumers with isolation.level=read_committed; Java's read uncommitted unless told otherwise");
+    }
     let warned = Warned::default();
     let admissions = Admissions::default();
     let untold = Cell::new(None);
