@@ -1179,6 +1179,7 @@ fn stable(text: &str) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in text.split(' ') {
         let bare = word.trim_matches(|c: char| "();:,".contains(c));
+        let date = |text: &str| text.trim_end_matches('.').len() == 20 && text.contains("T") && text.contains("Z");
         let digits = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
         let before = words.last().cloned().unwrap_or_default();
         let size = digits(&before) && (["KiB", "MiB", "GiB"].contains(&bare) || word.starts_with("bytes,"));
@@ -1188,6 +1189,7 @@ fn stable(text: &str) -> String {
         let lsn = bare.strip_prefix("0/").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
         let mask = match bare {
             _ if lsn => "0/2DA5FF8",
+            at if date(at) => "2026-11-22T12:00:00Z",
             "KiB" | "GiB" if size => "MiB",
             number if digits(number) && (number.len() > 8 || before == "PID") => "4711",
             ms if ms.strip_suffix("ms").is_some_and(digits) => "1ms",

@@ -118,5 +118,7 @@ fn soak(delivery: &str, lives: usize) {
     );
     kafka.delete_topic(&topic);
     assert!(!exactly_once || summary.repeats == 0, "{} repeats", summary.repeats);
-    assert!(summary.unacknowledged * 2 >= deaths.len(), "too few lives died with records that were not acknowledged");
+    // A Kafka transaction that is acknowledged and not committed counts as nothing here, and is most of a death.
+    let least = if exactly_once { 1 } else { deaths.len().div_ceil(2) };
+    assert!(summary.unacknowledged >= least, "too few lives died with records that were not acknowledged");
 }

@@ -90,6 +90,8 @@ fn a_slot_that_keeps_too_much_log_ends_with_8_and_goes_on_where_it_was() {
     let broker = leaving();
     let pipe = Pipe { brokers: broker.address().into(), rest: small, ..Pipe::of(&db) };
     let mut offshoot = pipe.ready();
+    // From here on the slot is known to have been there.
+    offshoot.wait("progress", DEADLINE, |o| o.metric("offshoot_commits_total").filter(|commits| *commits > 0.0));
     broker.stop();
     db.execute("INSERT INTO t VALUES (1, 'x')");
     flood(&db, 40);
@@ -123,6 +125,8 @@ fn a_slot_that_keeps_too_much_log_is_dropped_where_the_config_says_so() {
     let broker = leaving();
     let pipe = Pipe { brokers: broker.address().into(), rest, ..Pipe::of(&db) };
     let mut offshoot = pipe.ready();
+    // From here on the slot is known to have been there.
+    offshoot.wait("progress", DEADLINE, |o| o.metric("offshoot_commits_total").filter(|commits| *commits > 0.0));
     broker.stop();
     let before = now(&db);
     db.execute("INSERT INTO t VALUES (1, 'x')");
