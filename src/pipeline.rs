@@ -271,6 +271,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             let mut take_over = std::pin::pin!(metrics.beating(sink.take_over()));
             loop {
                 tokio::select! {
+                    biased;
                     progress = &mut take_over => break progress?,
                     () = sleep_until(self.told_at + STATUS_INTERVAL) => source.confirm(ledger.confirmed()).await?,
                 }
