@@ -24,6 +24,8 @@ pub struct Table {
     pub schema: String,
     /// The table's name as the catalog has it, unquoted.
     pub name: String,
+    /// Of a partition: schema and name of its parent, then of the parent's, up to the root.
+    pub ancestors: Vec<(String, String)>,
     /// What the log says of old rows.
     pub identity: Identity,
     /// In the order of the row's values.

@@ -8,6 +8,7 @@ mod tree;
 mod walk;
 mod check;
 mod fault;
+mod mapping;
 mod schema;
 
 use std::{
@@ -25,6 +26,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use fault::Fault;
+pub use mapping::{
+    AggregateConfig, DataConfig, EventConfig, EventFormat, Mask, Ordered, TableConfig, TriggerConfig, Truncate,
+    Unmapped,
+};
 pub use schema::schema;
 use walk::Walk;
 
@@ -44,6 +49,29 @@ pub struct Config {
     pub sink: SinkConfig,
     /// A record per row change.
     pub changes: Option<ChangesConfig>,
+    /// What `ce_type` begins with, such as `com.acme.shop`; the pipeline's name when absent.
+    pub types: Option<String>,
+    /// How events become records.
+    #[serde(default)]
+    pub format: EventFormat,
+    /// What the catalog cannot know of tables.
+    #[serde(default)]
+    pub tables: Ordered<TableConfig>,
+    /// Roots and what hangs on them.
+    #[serde(default)]
+    pub aggregates: Ordered<AggregateConfig>,
+    /// Domain events, assembled per transaction.
+    #[serde(default)]
+    pub events: Ordered<EventConfig>,
+    /// Changes of mapped tables that no event tells of.
+    #[serde(default)]
+    pub unmapped: Unmapped,
+    /// TRUNCATE of a mapped table.
+    #[serde(default)]
+    pub truncate: Truncate,
+    /// Replication origins, and values of `origin` in a context message, whose transactions are left out.
+    #[serde(default)]
+    pub ignore_origin: Vec<String>,
     /// Spill files; may be empty at any start.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,

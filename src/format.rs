@@ -1,4 +1,3 @@
 //! Change -> bytes of the records that tell of it. Pure.
 
 pub mod debezium;
-pub mod json;

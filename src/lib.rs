@@ -4,6 +4,7 @@
 //! modules below; ARCHITECTURE.md tells it with its reasons.
 
 pub mod lsn;
+pub mod json;
 pub mod causes;
 pub mod change;
 pub mod transaction;
@@ -12,6 +13,8 @@ pub mod progress;
 pub mod source;
 pub mod sink;
 pub mod postgres;
+pub mod mapping;
+pub mod event;
 pub mod format;
 pub mod kafka;
 pub mod ledger;

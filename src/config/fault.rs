@@ -74,18 +74,9 @@ impl std::error::Error for Fault {}
 
 /// Keys and words of the plan that this version refuses, with what to do instead.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("aggregates", "`aggregates` belongs to domain events, which are not built yet in this version; use `changes`"),
-    ("events", "`events` is not built yet in this version; use `changes`"),
     ("outbox", "`outbox` is not built yet in this version; use `changes`"),
     ("messages", "`messages` is not built yet in this version; use `changes`"),
-    ("types", "`types` belongs to domain events, which are not built yet in this version; remove it"),
-    (
-        "tables",
-        "`tables` belongs to domain events, which are not built yet in this version; `changes.tables` says which tables leave",
-    ),
     ("context", "`context` is not built yet in this version; remove it"),
-    ("unmapped", "`unmapped` belongs to domain events, which are not built yet in this version; remove it"),
-    ("truncate", "`truncate` belongs to domain events, which are not built yet in this version; remove it"),
     ("changes.format=flat", "`changes.format: flat` is not built yet in this version; write `debezium`"),
     ("changes.schemas", "`changes.schemas` is not built yet in this version; records leave without schemas"),
     ("changes.skipped_operations", "`changes.skipped_operations` is not built yet in this version; remove it"),

@@ -28,7 +28,7 @@ pub use self::{
 use crate::{
     change::{Change, Commit, Micros, Old, Op, Row, Table, Value},
     config::{ChangesConfig, Decimal},
-    format::json,
+    json,
     lsn::Lsn,
     sink::{Header, Record, RecordBatch, Ticket, Topic},
 };

@@ -295,7 +295,16 @@ impl Shape {
             })
             .collect();
         let key = key(self.identity, &columns, facts);
-        Table { version, oid: self.oid, schema: self.schema, name: self.name, identity: self.identity, columns, key }
+        Table {
+            version,
+            oid: self.oid,
+            schema: self.schema,
+            name: self.name,
+            ancestors: facts.ancestors.clone(),
+            identity: self.identity,
+            columns,
+            key,
+        }
     }
 }
 

@@ -8,18 +8,21 @@ use std::{
 /// What each module of the crate may name; it may always name itself.
 const ARROWS: &[(&str, &[&str])] = &[
     ("lsn", &[]),
+    ("json", &[]),
     ("change", &["lsn"]),
     ("transaction", &["change", "lsn"]),
     ("source", &["lsn", "transaction"]),
     ("progress", &["change", "lsn"]),
     ("sink", &["progress"]),
+    ("mapping", &["change", "config", "event", "json", "sink"]),
+    ("event", &["mapping"]),
     ("finding", &[]),
     ("causes", &[]),
     ("admission", &[]),
     ("config", &[]),
     ("exit", &["config", "sink", "source"]),
-    ("postgres", &["admission", "causes", "change", "config", "finding", "lsn", "source", "transaction"]),
-    ("format", &["change", "config", "lsn", "sink"]),
+    ("postgres", &["admission", "causes", "change", "config", "finding", "lsn", "mapping", "source", "transaction"]),
+    ("format", &["change", "config", "event", "json", "lsn", "mapping", "sink"]),
     ("kafka", &["admission", "causes", "config", "progress", "sink"]),
     ("ledger", &["change", "lsn", "sink"]),
     ("telemetry", &["change", "transaction"]),
@@ -34,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Files without sockets, clocks, files or tasks: values in, values out. (`transaction.rs` has its spill file.)
 const PURE: &[&str] = &[
     "lsn.rs",
+    "json.rs",
     "causes.rs",
     "change.rs",
     "ledger.rs",
@@ -41,6 +45,9 @@ const PURE: &[&str] = &[
     "postgres/frame.rs",
     "postgres/pgoutput.rs",
     "postgres/assemble.rs",
+    "event.rs",
+    "mapping.rs",
+    "mapping",
     "format.rs",
     "format",
 ];

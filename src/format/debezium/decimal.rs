@@ -5,7 +5,7 @@ use std::ops::{Add, Mul};
 use num_bigint::BigInt;
 
 use super::value::Unfit;
-use crate::format::json;
+use crate::json;
 
 /// Digits that certainly fit 64 bits, and 128.
 const DIGITS_I64: usize = 18;

@@ -31,6 +31,7 @@ fn table(name: &str, key: &[usize], columns: &[(&str, Type, i32)]) -> Arc<Table>
         oid: 16384,
         schema: "public".into(),
         name: name.into(),
+        ancestors: Vec::new(),
         identity: Identity::Default,
         columns: columns.collect(),
         key: key.to_vec(),

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use crate::format::json;
+use crate::json;
 
 const DAY_MICROS: i64 = 86_400_000_000;
 

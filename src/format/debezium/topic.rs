@@ -160,7 +160,16 @@ mod tests {
 
     fn table(oid: u32, schema: &str, name: &str) -> Table {
         let (schema, name) = (schema.into(), name.into());
-        Table { version: 1, oid, schema, name, identity: Identity::Default, columns: vec![], key: vec![] }
+        Table {
+            version: 1,
+            oid,
+            schema,
+            name,
+            ancestors: vec![],
+            identity: Identity::Default,
+            columns: vec![],
+            key: vec![],
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
     decimal,
     time::{self, Unit},
 };
-use crate::{change::Column, config::Decimal, format::json};
+use crate::{change::Column, config::Decimal, json};
 
 /// How the values of one column are written.
 #[derive(Debug, PartialEq, Eq)]
