@@ -1,4 +1,4 @@
-//! TicketMonster's transactions -> the records that Offshoot makes of them, side by side, on servers of its own.
+//! TicketMonster's transactions -> the domain events that Offshoot makes of them, side by side, on servers of its own.
 //!
 //! `make demo` builds and runs it; `make demo DEMO=--json` prints one JSON object per transaction.
 
@@ -6,7 +6,6 @@
 mod support;
 
 use std::{
-    collections::HashMap,
     env,
     io::{self, IsTerminal, Write},
     path::PathBuf,
@@ -20,7 +19,8 @@ use anstream::{eprintln, println};
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
 use indicatif::{MultiProgress, ProgressBar};
-use serde_json::{Map, Value, json};
+use offshoot::cli::columns::{Columns, Line, cut, spaced, wrap};
+use serde_json::{Value, json};
 
 use support::{
     kafka::{self, Record},
@@ -31,26 +31,40 @@ use support::{
 const SCHEMA: &str = include_str!("../tests/fixtures/ticketmonster/schema.sql");
 const SEED: &str = include_str!("../tests/fixtures/ticketmonster/seed.sql");
 const TRANSACTIONS: &str = include_str!("../tests/fixtures/ticketmonster/transactions.sql");
-const CONFIG: &str = include_str!("../config/ticketmonster.yaml");
+const EVENTS: &str = include_str!("../tests/fixtures/ticketmonster/events.txt");
+const CONFIG: &str = include_str!("../config/events.yaml");
 
-/// The tables that the config names.
-const TABLES: [&str; 8] =
-    ["booking", "ticket", "performance", "appearance", "ticketprice", "event", "venue", "section"];
+/// The topics of the config.
+const TOPICS: [&str; 3] = ["ticketmonster.performance", "ticketmonster.booking", "ticketmonster.price"];
+
+/// What was there before a change the log keeps of these.
+const FULL: [&str; 4] = ["booking", "ticket", "performance", "ticketprice"];
+
+/// Each makes one event, and leaves no trace: the first record of a new producer to a new topic takes up to a second.
+const FIRST: [&str; 6] = [
+    "UPDATE performance SET date = date + interval '1 hour' WHERE id = 5",
+    "UPDATE performance SET date = date - interval '1 hour' WHERE id = 5",
+    "UPDATE ticketprice SET price = price + 1 WHERE id = 12",
+    "UPDATE ticketprice SET price = price - 1 WHERE id = 12",
+    "INSERT INTO booking VALUES (999, 5, 'first@acme.example', 'x', '2015-01-01')",
+    "DELETE FROM booking WHERE id = 999",
+];
 
 /// How long the records of a transaction may take on a busy machine.
 const RECORDS_MAX: Duration = Duration::from_secs(30);
 
-/// Lines that one statement or one record takes at most.
-const LINES_MAX: usize = 2;
+/// Lines that one statement takes at most, and one event.
+const STATEMENT_LINES_MAX: usize = 2;
+const EVENT_LINES_MAX: usize = 8;
 
 /// What there is to see, in a paragraph for each column.
 const INTRODUCTION: [&str; 2] = [
     "Left: what an application does to its Postgres, a transaction at a time. Offshoot reads the database's log beside it.",
-    "Right: the records that a Kafka consumer got for it: c created, u updated, d deleted; the table, whose topic is \
-     ticketmonster.public.<table>; the key; what the row holds, or what has changed. Time: from COMMIT to the consumer.",
+    "Right: the domain events that a Kafka consumer got for it, by config/events.yaml: what happened, the record's key, its \
+     data. Time: from COMMIT to the consumer.",
 ];
 
-/// TicketMonster's transactions, and the Kafka records that Offshoot makes of them.
+/// TicketMonster's transactions, and the domain events that Offshoot makes of them.
 #[derive(Parser)]
 struct Arguments {
     /// Print one JSON object per transaction
@@ -75,9 +89,9 @@ fn main() {
         panic!("there is no {}: run `make demo`, which builds it", binary.display());
     }
 
-    let mut page = Page::new();
+    let columns = Columns::of_terminal();
     if !arguments.json {
-        INTRODUCTION.iter().for_each(|paragraph| page.paragraph(paragraph));
+        INTRODUCTION.iter().for_each(|text| paragraph(columns, text));
         println!();
     }
     let progress = Progress::new();
@@ -90,11 +104,10 @@ fn main() {
     // What went wrong has been said.
     let (Ok(postgres), Ok(kafka)) = (postgres, kafka) else { process::exit(1) };
     let db = postgres.create_database();
-    progress.step("TicketMonster's tables and rows", || db.execute(&format!("{SCHEMA};{SEED}")));
-    let topics = TABLES.map(|table| format!("ticketmonster.public.{table}"));
-    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let full: String = FULL.map(|table| format!("ALTER TABLE {table} REPLICA IDENTITY FULL;")).concat();
+    progress.step("TicketMonster's tables and rows", || db.execute(&format!("{SCHEMA};{SEED};{full}")));
     // Made here so that the reader is there before the first record; Offshoot takes what is there as it is.
-    kafka.create_topics(&topics, 1, &[]);
+    kafka.create_topics(&TOPICS, 1, &[]);
 
     let config = Config::new(CONFIG);
     let mut command = Command::new(&binary);
@@ -106,11 +119,8 @@ fn main() {
         offshoot
     });
 
-    let records = follow(kafka.reader(&topics, START_MAX));
-    // What the log holds of each transaction, read by a slot beside Offshoot's: so we know how many records to wait for.
-    db.execute("SELECT pg_create_logical_replication_slot('demo', 'pgoutput')");
-    let arrivals = |transaction: &str| {
-        let expected = expected_records(&db);
+    let records = follow(kafka.reader(&TOPICS, START_MAX));
+    let arrivals = |transaction: &str, expected: usize| {
         let mut arrived: Vec<(Instant, Record)> = Vec::new();
         while arrived.len() < expected {
             match records.recv_timeout(RECORDS_MAX) {
@@ -124,17 +134,15 @@ fn main() {
         }
         arrived
     };
-    // The first record of a new producer to a new topic takes up to a second. Besides, the page learns each row's state,
-    // so that it can tell what an update has changed.
-    progress.step("a first record of every row", || {
-        TABLES.iter().for_each(|table| db.execute(&format!("UPDATE {table} SET id = id")));
-        arrivals("the first records").iter().for_each(|(_, record)| page.learn(record));
+    progress.step("a first record in every topic", || {
+        FIRST.iter().for_each(|sql| db.execute(sql));
+        arrivals("the first records", FIRST.len());
     });
     let transactions = transactions(TRANSACTIONS);
     let (mut latencies, mut published) = (Vec::new(), 0);
     for transaction in &transactions {
         let committed = run(&db, transaction);
-        let arrived = arrivals(&transaction.name);
+        let arrived = arrivals(&transaction.name, expected(&transaction.name));
         let latency = arrived.iter().map(|(at, _)| at.saturating_duration_since(committed)).max();
         latencies.extend(latency);
         published += arrived.len();
@@ -142,7 +150,7 @@ fn main() {
         if arguments.json {
             println!("{}", as_json(transaction, &arrived, latency));
         } else {
-            page.print(transaction, &arrived, latency);
+            print(columns, transaction, &arrived, latency);
         }
     }
 
@@ -156,18 +164,19 @@ fn main() {
     if arguments.json {
         println!(
             "{}",
-            json!({ "transactions": transactions.len(), "records": published,
+            json!({ "transactions": transactions.len(), "events": published,
                     "latency_p50_ms": millis(median), "memory_peak_bytes": memory })
         );
     } else {
         println!();
-        page.paragraph(&format!(
-            "{} transactions, {published} records; from COMMIT to a consumer {:.1} ms (p50); Offshoot's memory at its peak \
+        let text = format!(
+            "{} transactions, {published} events; from COMMIT to a consumer {:.1} ms (p50); Offshoot's memory at its peak \
              {:.1} MiB",
             transactions.len(),
             millis(median),
             memory as f64 / f64::from(1 << 20)
-        ));
+        );
+        paragraph(columns, &text);
     }
     // The servers' end is the end of this process.
 }
@@ -274,13 +283,9 @@ fn run(session: &Session, transaction: &Transaction) -> Instant {
     sent
 }
 
-/// How many records the transactions since the last call make: a row's change one, its deletion a tombstone more.
-fn expected_records(session: &Session) -> usize {
-    let sql = "SELECT coalesce(sum(CASE get_byte(data, 0) WHEN ascii('D') THEN 2 ELSE 1 END), 0)
-               FROM pg_logical_slot_get_binary_changes('demo', NULL, NULL,
-                    'proto_version', '1', 'publication_names', 'offshoot_ticketmonster')
-               WHERE get_byte(data, 0) IN (ascii('I'), ascii('U'), ascii('D'))";
-    session.text(sql).parse().expect("it is a count")
+/// How many events a transaction makes.
+fn expected(transaction: &str) -> usize {
+    EVENTS.lines().filter(|line| line.split(' ').next() == Some(transaction)).count()
 }
 
 /// Reads in a thread of its own, so that each record has the moment when it came.
@@ -297,28 +302,24 @@ fn follow(mut reader: kafka::Reader) -> Receiver<(Instant, Record)> {
     receiver
 }
 
-/// Puts the records of several topics into the order of their transaction; within a topic it is the order already.
-fn in_order(records: Vec<Record>) -> Vec<Record> {
-    let mut last: HashMap<String, u64> = HashMap::new();
-    let mut keyed: Vec<(u64, Record)> = Vec::new();
-    for record in records {
-        let last = last.entry(record.topic.clone()).or_default();
-        // `["<commit LSN>", "<index>"]`; a tombstone has none and follows its delete.
-        let sequence = record.value_json()["source"]["sequence"].as_str().map(str::to_string);
-        let sequence = sequence.and_then(|text| serde_json::from_str::<[String; 2]>(&text).ok());
-        if let Some([_, index]) = sequence {
-            *last = index.parse().expect("an index is a number");
-        }
-        keyed.push((*last, record));
-    }
-    keyed.sort_by_key(|(index, _)| *index);
-    keyed.into_iter().map(|(_, record)| record).collect()
+/// Puts the records of several topics into the order of their transaction.
+fn in_order(mut records: Vec<Record>) -> Vec<Record> {
+    records.sort_by_key(|record| header(record, "ce_sequence"));
+    records
+}
+
+fn header(record: &Record, name: &str) -> String {
+    let value = record.headers.iter().find(|(header, _)| header == name).and_then(|(_, value)| value.as_deref());
+    String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
 }
 
 fn as_json(transaction: &Transaction, records: &[Record], latency: Option<Duration>) -> Value {
+    let text = |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
     let record = |record: &Record| {
+        let headers: serde_json::Map<String, Value> =
+            record.headers.iter().map(|(name, value)| (name.clone(), text(value).into())).collect();
         json!({ "topic": record.topic, "partition": record.partition, "offset": record.offset,
-                "key": record.key_json(), "value": record.value_json() })
+                "key": text(&record.key), "headers": headers, "value": record.value_json() })
     };
     json!({ "transaction": transaction.name, "about": transaction.about, "sql": transaction.statements,
             "records": records.iter().map(record).collect::<Vec<_>>(), "latency_ms": latency.map(millis) })
@@ -328,163 +329,47 @@ fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e4).round() / 10.0
 }
 
-/// A line of a column.
-struct Line {
-    style: Style,
-    text: String,
-}
-
-/// Two columns as wide as the terminal.
-struct Page {
-    left: usize,
-    right: usize,
-    /// The last state of each row that was seen, by topic and key.
-    rows: HashMap<(String, String), Map<String, Value>>,
-}
-
-impl Page {
-    fn new() -> Self {
-        let width = terminal_width().unwrap_or(120).clamp(60, 200);
-        let left = (width - 3) / 2;
-        Self { left, right: width - 3 - left, rows: HashMap::new() }
-    }
-
-    /// A text over both columns.
-    fn paragraph(&self, text: &str) {
-        for line in wrap(text, self.left + self.right + 3, usize::MAX, Style::new()) {
-            println!("{}", line.text);
-        }
-    }
-
-    fn print(&mut self, transaction: &Transaction, records: &[Record], latency: Option<Duration>) {
-        let bold = Style::new().bold();
-        let dim = Style::new().dimmed();
-        let took = latency.map_or(String::new(), |latency| format!(" {:.1} ms", millis(latency)));
-        let heading = format!("{:<4} {}", transaction.name, transaction.about);
-        let room = (self.left + self.right + 3).saturating_sub(took.len());
-        let heading = cut(&heading, room);
-        println!("\n{bold}{heading:<room$}{bold:#}{took}");
-        let sql = transaction.statements.iter().flat_map(|sql| wrap(sql, self.left, LINES_MAX, Style::new()));
-        let sql: Vec<Line> = sql.collect();
-        let mut made: Vec<Line> = Vec::new();
-        for (at, record) in records.iter().enumerate() {
-            // A delete tells of the tombstone that follows it.
-            if record.value.is_some() {
-                let tombstone =
-                    records[at + 1..].iter().find(|next| next.topic == record.topic && next.key == record.key);
-                made.extend(self.record(record, tombstone.is_some_and(|next| next.value.is_none())));
-            }
-        }
-        if records.is_empty() {
-            let rolled_back = transaction.statements.last().is_some_and(|last| last == "ROLLBACK");
-            let text =
-                if rolled_back { "rolled back: no record" } else { "no record: the config leaves this table out" };
-            made.extend(wrap(text, self.right, LINES_MAX, dim));
-        }
-        for row in 0..sql.len().max(made.len()) {
-            let empty = Line { style: Style::new(), text: String::new() };
-            let (left, right) = (sql.get(row).unwrap_or(&empty), made.get(row).unwrap_or(&empty));
-            let pad = " ".repeat(self.left - left.text.chars().count());
-            let (l, r) = (left.style, right.style);
-            println!("{l}{}{l:#}{pad} {dim}│{dim:#} {r}{}{r:#}", left.text, right.text);
-        }
-        let _ = io::stdout().flush();
-    }
-
-    /// Remembers what a row holds now.
-    fn learn(&mut self, record: &Record) {
-        let row = (record.topic.clone(), columns(record.key_json().as_object().into_iter().flatten()));
-        match record.value_json()["after"].as_object() {
-            Some(after) => self.rows.insert(row, after.clone()),
-            None => self.rows.remove(&row),
-        };
-    }
-
-    /// Operation, table, key, and the columns that it changed, where we have seen the row before; else what it holds.
-    fn record(&mut self, record: &Record, tombstone: bool) -> Vec<Line> {
-        let value = record.value_json();
-        let key = record.key_json();
-        let named = columns(key.as_object().into_iter().flatten());
-        let row = (record.topic.clone(), named.clone());
-        let after = value["after"].as_object();
-        // The key has been said.
-        let beside = |after: &Map<String, Value>| {
-            columns(after.iter().filter(|(name, value)| key.get(name.as_str()).is_none() && !value.is_null()))
-        };
-        let (color, text) = match value["op"].as_str().unwrap_or_default() {
-            "c" => (AnsiColor::Green, after.map(beside).unwrap_or_default()),
-            "u" => (
-                AnsiColor::Yellow,
-                match (self.rows.get(&row), after) {
-                    (Some(before), Some(after)) => changed(before, after),
-                    _ => after.map(beside).unwrap_or_default(),
-                },
-            ),
-            "d" if tombstone => (AnsiColor::Red, "and a tombstone".into()),
-            "d" => (AnsiColor::Red, String::new()),
-            _ => (AnsiColor::White, String::new()),
-        };
-        self.learn(record);
-        let op = value["op"].as_str().unwrap_or_default();
-        let table = record.topic.rsplit('.').next().unwrap_or_default();
-        let style = Style::new().fg_color(Some(color.into()));
-        wrap(format!("{op} {table} {named}  {text}").trim_end(), self.right, LINES_MAX, style)
+/// A text over both columns.
+fn paragraph(columns: Columns, text: &str) {
+    for line in wrap(text, columns.width(), usize::MAX, Style::new()) {
+        println!("{}", line.text);
     }
 }
 
-/// `name=value`, one after another.
-fn columns<'a>(columns: impl Iterator<Item = (&'a String, &'a Value)>) -> String {
-    columns.map(|(name, value)| format!("{name}={}", plain(value))).collect::<Vec<_>>().join(" ")
-}
-
-/// The columns of an update that differ from the row's last state.
-fn changed(before: &Map<String, Value>, after: &Map<String, Value>) -> String {
-    let changed = after.iter().filter_map(|(name, value)| match before.get(name) {
-        Some(old) if old == value => None,
-        Some(old) => Some(format!("{name}={}→{}", plain(old), plain(value))),
-        None => Some(format!("{name}={}", plain(value))),
-    });
-    let changed: Vec<String> = changed.collect();
-    if changed.is_empty() { "nothing changed".into() } else { changed.join(" ") }
-}
-
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_string)
-}
-
-/// Breaks a text at spaces into at most `lines_max` lines; from the second on they are indented, and what does not fit is
-/// cut.
-fn wrap(text: &str, width: usize, lines_max: usize, style: Style) -> Vec<Line> {
-    let mut lines: Vec<String> = vec![String::new()];
-    for word in text.split(' ') {
-        let last = lines.len() == lines_max;
-        let line = lines.last_mut().expect("there is a first line");
-        if line.is_empty() {
-            *line = word.into();
-        } else if last || line.chars().count() + 1 + word.chars().count() <= width {
-            *line += &format!(" {word}");
-        } else {
-            lines.push(format!("  {word}"));
-        }
+fn print(columns: Columns, transaction: &Transaction, records: &[Record], latency: Option<Duration>) {
+    let bold = Style::new().bold();
+    let took = latency.map_or(String::new(), |latency| format!(" {:.1} ms", millis(latency)));
+    let heading = format!("{:<4} {}", transaction.name, transaction.about);
+    let room = columns.width().saturating_sub(took.len());
+    let heading = cut(&heading, room);
+    println!("\n{bold}{heading:<room$}{bold:#}{took}");
+    let statement = |sql: &String| wrap(sql, columns.left, STATEMENT_LINES_MAX, Style::new());
+    let sql: Vec<Line> = transaction.statements.iter().flat_map(statement).collect();
+    let mut events: Vec<Line> = records.iter().flat_map(|record| event(columns, record)).collect();
+    if records.is_empty() {
+        let rolled_back = transaction.statements.last().is_some_and(|last| last == "ROLLBACK");
+        let text = if rolled_back { "rolled back: no event" } else { "no event: nothing that the config tells of" };
+        events.extend(wrap(text, columns.right, 1, Style::new().dimmed()));
     }
-    lines.into_iter().map(|text| Line { style, text: cut(&text, width) }).collect()
+    columns.print(&sql, &events);
+    let _ = io::stdout().flush();
 }
 
-/// The text, or its start and a mark.
-fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.into();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
-}
-
-/// The columns of the terminal that stdout is, or of `COLUMNS`.
-fn terminal_width() -> Option<usize> {
-    // SAFETY: the call writes the size into the value that it is given; zero is a value of every field.
-    let size = unsafe {
-        let mut size: libc::winsize = std::mem::zeroed();
-        (libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &mut size) == 0).then_some(size)
+/// What happened, the record's key, what came of it and of what, and the data.
+fn event(columns: Columns, record: &Record) -> Vec<Line> {
+    let kind = header(record, "ce_type");
+    let name = kind.trim_start_matches("com.acme.ticketmonster.");
+    let key = String::from_utf8_lossy(record.key.as_deref().unwrap_or_default()).into_owned();
+    let cause = header(record, "ce_causationid");
+    let because = if cause.is_empty() { String::new() } else { format!("  because of {cause}") };
+    let color = match name {
+        name if name.contains("Cancelled") => AnsiColor::Red,
+        name if name.contains("Created") => AnsiColor::Green,
+        _ => AnsiColor::Yellow,
     };
-    let columns = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
-    columns.or_else(|| env::var("COLUMNS").ok()?.parse().ok())
+    let style = Style::new().bold().fg_color(Some(color.into()));
+    let mut lines = wrap(&format!("{name}  key {key}{because}"), columns.right, 2, style);
+    let data = format!("  {}", spaced(&String::from_utf8_lossy(record.value.as_deref().unwrap_or_default())));
+    lines.extend(wrap(&data, columns.right, EVENT_LINES_MAX, Style::new()));
+    lines
 }

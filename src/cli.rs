@@ -9,6 +9,7 @@ pub mod completions;
 pub mod schema;
 pub mod resume;
 pub mod skip;
+pub mod columns;
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -18,6 +18,7 @@ mod slot;
 mod watch;
 mod inspect;
 pub mod save;
+pub mod preview;
 #[cfg(test)]
 pub(crate) mod compose;
 

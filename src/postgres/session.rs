@@ -205,6 +205,14 @@ impl Greeting {
         Ok(system)
     }
 
+    /// A slot that is gone with this session, and where it begins.
+    pub(crate) async fn create_temporary_slot(&mut self, slot: &str) -> Result<Lsn, SourceError> {
+        let name = quote_identifier(slot);
+        let command = format!("CREATE_REPLICATION_SLOT {name} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT");
+        let lsn = self.ask(&command).await?.and_then(|texts| texts.get(1)?.parse().ok());
+        lsn.ok_or_else(|| self.refuse("CREATE_REPLICATION_SLOT says nothing that makes sense"))
+    }
+
     /// The first row of the answer to a replication command, without its nulls.
     async fn ask(&mut self, command: &str) -> Result<Option<Vec<String>>, SourceError> {
         let mut out = BytesMut::new();

@@ -256,14 +256,20 @@ impl Control {
         }))
     }
 
+    /// The server, if we can stream from it.
+    pub(crate) async fn fitting_server(&self) -> Result<ServerFacts, SourceError> {
+        let server = self.server().await?;
+        fits(server.version_num, &server.version, &server.wal_level).map_err(refused)?;
+        Ok(server)
+    }
+
     /// Sees to publications and slot, waits until nobody else holds the slot, and says what to stream from where.
     pub(crate) async fn prepare<E: From<SourceError>>(
         &self,
         config: &Config,
         begin: &Start<'_, E>,
     ) -> Result<(Plan, Lsn), E> {
-        let server = self.server().await?;
-        fits(server.version_num, &server.version, &server.wal_level).map_err(refused)?;
+        let server = self.fitting_server().await?;
         let name = config.slot();
         // First the wait: whoever holds the slot also keeps the publications.
         let slot = self.wait_for_slot(&name, begin.waiting).await?;
