@@ -23,6 +23,7 @@ use offshoot::cli::columns::{Columns, Line, cut, spaced, wrap};
 use serde_json::{Value, json};
 
 use support::{
+    fixture::{self, Transaction},
     kafka::{self, Record},
     postgres::{self, Session, Version},
     program::{Config, Offshoot, START_MAX},
@@ -138,11 +139,11 @@ fn main() {
         FIRST.iter().for_each(|sql| db.execute(sql));
         arrivals("the first records", FIRST.len());
     });
-    let transactions = transactions(TRANSACTIONS);
+    let transactions = fixture::transactions(TRANSACTIONS);
     let (mut latencies, mut published) = (Vec::new(), 0);
     for transaction in &transactions {
         let committed = run(&db, transaction);
-        let arrived = arrivals(&transaction.name, expected(&transaction.name));
+        let arrived = arrivals(&transaction.name, fixture::events(EVENTS, &transaction.name).count());
         let latency = arrived.iter().map(|(at, _)| at.saturating_duration_since(committed)).max();
         latencies.extend(latency);
         published += arrived.len();
@@ -228,52 +229,6 @@ impl Progress {
     }
 }
 
-/// A transaction of the fixture.
-struct Transaction {
-    /// T1 and so on; two under one name are told apart by a letter.
-    name: String,
-    /// What it is in the business.
-    about: String,
-    /// From BEGIN to COMMIT or ROLLBACK.
-    statements: Vec<String>,
-}
-
-/// Splits the fixture at its `-- T1  about  -> expected events` lines, and these parts at their COMMITs and ROLLBACKs.
-fn transactions(fixture: &str) -> Vec<Transaction> {
-    let mut transactions: Vec<Transaction> = Vec::new();
-    for part in fixture.split("\n-- T").skip(1) {
-        let (heading, sql) = part.split_once('\n').expect("a heading is followed by SQL");
-        let (number, about) = heading.split_once(' ').expect("a heading is a number and a sentence");
-        let about = about.split("  ->").next().unwrap_or_default().trim().trim_end_matches('.');
-        let mut of_part = vec![Vec::new()];
-        for statement in statements(sql) {
-            let ends = statement == "COMMIT" || statement == "ROLLBACK";
-            of_part.last_mut().expect("it has one").push(statement);
-            if ends {
-                of_part.push(Vec::new());
-            }
-        }
-        of_part.pop();
-        let single = of_part.len() == 1;
-        for (letter, statements) in ('a'..).zip(of_part) {
-            let name = if single { format!("T{number}") } else { format!("T{number}{letter}") };
-            transactions.push(Transaction { name, about: about.into(), statements });
-        }
-    }
-    transactions
-}
-
-/// SQL -> its statements; a semicolon in quotes ends none. The fixture has neither dollar quotes nor comments in SQL.
-fn statements(sql: &str) -> Vec<String> {
-    let mut quoted = false;
-    let parts = sql.split(|c| {
-        quoted ^= c == '\'';
-        c == ';' && !quoted
-    });
-    let statements = parts.map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
-    statements.filter(|statement| !statement.is_empty()).collect()
-}
-
 /// Runs a transaction and gives the moment when its end was sent.
 fn run(session: &Session, transaction: &Transaction) -> Instant {
     let (last, before) = transaction.statements.split_last().expect("it has a COMMIT");
@@ -281,11 +236,6 @@ fn run(session: &Session, transaction: &Transaction) -> Instant {
     let sent = Instant::now();
     session.execute(last);
     sent
-}
-
-/// How many events a transaction makes.
-fn expected(transaction: &str) -> usize {
-    EVENTS.lines().filter(|line| line.split(' ').next() == Some(transaction)).count()
 }
 
 /// Reads in a thread of its own, so that each record has the moment when it came.

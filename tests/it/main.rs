@@ -29,3 +29,4 @@ mod observation;
 mod source_safety;
 mod config_changes;
 mod endurance;
+mod events;

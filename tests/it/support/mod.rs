@@ -19,3 +19,4 @@ pub mod proxy;
 pub mod kafka;
 pub mod program;
 pub mod golden;
+pub mod fixture;
