@@ -1,7 +1,7 @@
-//! A backlog of 500,000 rows -> how fast Offshoot publishes it, beside a reader that does nothing with the stream.
+//! Backlogs of 500,000 row changes -> how fast Offshoot publishes them, beside a reader that does nothing with the stream.
 //!
-//!     make bench                     SHAPE=single|ten|one: rows to a transaction; ROUNDS=3; ROWS=500000
-//!     cargo bench -- --json
+//!     make bench                     SHAPES="ten one"; ROUNDS=3; ROWS=500000
+//!     cargo bench --bench backlog -- --json
 //!
 //! Every reader has a slot of its own from before the backlog was written, and the readers take turns in one run, since
 //! what two runs say of one machine differs more than what is measured. Rates are of the time from the first row to the
@@ -31,7 +31,155 @@ use support::{
 
 const DEADLINE: Duration = Duration::from_secs(600);
 const ASK_INTERVAL: Duration = Duration::from_millis(250);
-const TABLE: &str = "public.seat";
+
+/// What a backlog is made of.
+struct Shape {
+    name: &'static str,
+    about: &'static str,
+    /// Tables, and rows that are there before the slots are.
+    schema: &'static str,
+    /// The tables that are published.
+    tables: &'static [&'static str],
+    /// Row changes of these tables in a transaction; 0 is all of them in one.
+    per_transaction: u64,
+    /// SQL for transaction `t` of `n` row changes; `i` numbers what it inserts from `t * n` on.
+    write: &'static str,
+    /// Row changes to an event.
+    per_event: u64,
+    /// `aggregates` and `events`.
+    events: &'static str,
+}
+
+const SEAT: &str =
+    "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
+    held_until timestamptz, note text)";
+const SEATS: &str = "INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(),
+    'a note of some length that makes the row as long as rows are' FROM generate_series(t * n, (t + 1) * n - 1) i";
+const SEAT_ADDED: &str = "
+aggregates: { Seat: { root: seat, topic: NAME.seat } }
+events:
+  SeatAdded:
+    of: Seat
+    when: created
+    data: { seatId: id, section: section, row: row, number: number, price: price, sold: sold, heldUntil: held_until, note: note }";
+const SEAT_CHANGED: &str = "
+aggregates: { Seat: { root: seat, topic: NAME.seat } }
+events: { SeatState: { of: Seat, when: any, data: { seatId: id, section: section, price: price, sold: sold } } }";
+
+const SHAPES: [Shape; 7] = [
+    Shape {
+        name: "ten",
+        about: "ten rows a transaction",
+        schema: SEAT,
+        tables: &["seat"],
+        per_transaction: 10,
+        write: SEATS,
+        per_event: 1,
+        events: SEAT_ADDED,
+    },
+    Shape {
+        name: "one",
+        about: "one row a transaction",
+        schema: SEAT,
+        tables: &["seat"],
+        per_transaction: 1,
+        write: SEATS,
+        per_event: 1,
+        events: SEAT_ADDED,
+    },
+    Shape {
+        name: "single",
+        about: "one transaction",
+        schema: SEAT,
+        tables: &["seat"],
+        per_transaction: 0,
+        write: SEATS,
+        per_event: 1,
+        events: SEAT_ADDED,
+    },
+    Shape {
+        name: "hot",
+        about: "updates of 20 rows, ten a transaction",
+        schema: "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
+            held_until timestamptz, note text);
+            INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), 'a note' FROM generate_series(0, 19) i",
+        tables: &["seat"],
+        per_transaction: 10,
+        write: "UPDATE seat SET price = t % 1000, sold = NOT sold WHERE id >= t % 2 * 10 AND id < t % 2 * 10 + n",
+        per_event: 1,
+        events: SEAT_CHANGED,
+    },
+    Shape {
+        name: "booking",
+        about: "a booking and its three tickets a transaction",
+        schema: "CREATE TABLE booking (id bigint PRIMARY KEY, email text NOT NULL, booked_at timestamptz NOT NULL);
+            CREATE TABLE ticket (id bigint PRIMARY KEY, booking_id bigint NOT NULL REFERENCES booking, section text, row int,
+                number int, price numeric(8,2))",
+        tables: &["booking", "ticket"],
+        per_transaction: 4,
+        write: "INSERT INTO booking VALUES (t, 'somebody' || t || '@acme.example', now());
+            INSERT INTO ticket SELECT t * 3 + k, t, 'section ' || t % 40, t % 50, k, t % 300 + 0.5 FROM generate_series(0, n - 2) k",
+        per_event: 4,
+        events: "
+aggregates: { Booking: { root: booking, topic: NAME.booking, children: { tickets: ticket.booking_id } } }
+events:
+  BookingCreated:
+    of: Booking
+    when: created
+    data:
+      bookingId: id
+      email: email
+      bookedAt: booked_at
+      tickets: { each: tickets, data: { ticketId: id, section: section, row: row, seat: number, price: price } }",
+    },
+    Shape {
+        name: "large",
+        about: "values of 10 kB, one a transaction",
+        schema: "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
+            held_until timestamptz, note text); ALTER TABLE seat ALTER note SET STORAGE EXTERNAL",
+        tables: &["seat"],
+        per_transaction: 1,
+        write: "INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), repeat('0123456789', 1000) FROM generate_series(t * n, (t + 1) * n - 1) i",
+        per_event: 1,
+        events: SEAT_ADDED,
+    },
+    Shape {
+        name: "others",
+        about: "ten rows a transaction, and ninety of a table that nobody asked for",
+        schema: "CREATE TABLE noise (id bigint, note text);
+            CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
+            held_until timestamptz, note text)",
+        tables: &["seat"],
+        per_transaction: 10,
+        write: "INSERT INTO noise SELECT i, 'a note of some length that nobody reads' FROM generate_series(t * n * 9, (t + 1) * n * 9 - 1) i;
+            INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(), 'a note'
+            FROM generate_series(t * n, (t + 1) * n - 1) i",
+        per_event: 1,
+        events: SEAT_ADDED,
+    },
+];
+
+/// Who reads a backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    Plain,
+    Changes(&'static str),
+    Events,
+}
+
+const READERS: [Reader; 4] =
+    [Reader::Plain, Reader::Changes("at_least_once"), Reader::Changes("exactly_once"), Reader::Events];
+
+impl Reader {
+    fn name(self) -> &'static str {
+        match self {
+            Reader::Plain => "plain",
+            Reader::Changes("at_least_once") => "changes, at least once",
+            Reader::Changes(_) => "changes, exactly once",
+            Reader::Events => "events, exactly once",
+        }
+    }
+}
 
 /// One reader's turn.
 #[derive(Clone, Debug, Serialize)]
@@ -63,123 +211,146 @@ impl Turn {
 
 #[derive(Serialize)]
 struct Report {
-    shape: String,
+    shape: &'static str,
+    about: &'static str,
     rows: u64,
-    rows_per_transaction: u64,
     rounds: Vec<Vec<Turn>>,
-    /// Of the medians, Offshoot's to the plain reader's.
-    rate_ratio: f64,
-    cpu_ratio: f64,
+}
+
+impl Report {
+    fn median(&self, reader: usize, of: fn(&Turn) -> f64) -> f64 {
+        let mut all: Vec<f64> = self.rounds.iter().map(|round| of(&round[reader])).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    }
+
+    /// A line per reader, of the medians.
+    fn print(&self) {
+        println!("\n### {}: {}, {} rounds\n", self.shape, self.about, self.rounds.len());
+        println!("| reader | rows/s | of plain | CPU us/row | peak MiB |\n|---|---|---|---|---|");
+        let plain = self.median(0, |turn| turn.rows_per_second);
+        for (at, reader) in READERS.iter().enumerate() {
+            let rate = self.median(at, |turn| turn.rows_per_second);
+            let peak = self.rounds.iter().filter_map(|round| round[at].peak_mib).reduce(f64::max);
+            println!(
+                "| {} | {rate:.0} | {:.2} | {:.2} | {} |",
+                reader.name(),
+                rate / plain,
+                self.median(at, |turn| turn.cpu_microseconds_per_row),
+                peak.map_or("-".into(), |peak| format!("{peak:.1}")),
+            );
+        }
+    }
 }
 
 fn main() {
     let number = |name: &str, usual: u64| env::var(name).map_or(usual, |text| text.parse().expect("a number"));
-    let shape = env::var("SHAPE").unwrap_or_else(|_| "ten".into());
+    let asked = env::var("SHAPES").unwrap_or_else(|_| "ten one single booking".into());
     let (rows, rounds) = (number("ROWS", 500_000), number("ROUNDS", 3));
-    let per_transaction = match shape.as_str() {
-        "single" => rows,
-        "ten" => 10,
-        "one" => 1,
-        other => panic!("SHAPE is single, ten or one, not {other}"),
-    };
+    let shapes: Vec<_> = asked
+        .split_whitespace()
+        .map(|name| {
+            let names: Vec<_> = SHAPES.iter().map(|shape| shape.name).collect();
+            SHAPES
+                .iter()
+                .find(|shape| shape.name == name)
+                .unwrap_or_else(|| panic!("SHAPES are {}, not {name}", names.join(", ")))
+        })
+        .collect();
     let json = env::args().any(|argument| argument == "--json");
 
-    let server = postgres::private(V17, &[("synchronous_commit", "off"), ("shared_buffers", "256MB")]);
+    let settings = [
+        ("synchronous_commit", "off"),
+        ("shared_buffers", "256MB"),
+        ("max_replication_slots", "60"),
+        ("max_wal_senders", "60"),
+    ];
+    let server = postgres::private(V17, &settings);
     let broker = kafka::private(&kafka::Options { heap: "1g", optimize: true, ..kafka::Options::default() });
-    server.session("postgres").execute(
-        "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
-         held_until timestamptz, note text)",
-    );
-    let config = |name: String| {
-        let text = program::config(&name, &server.url("postgres"), broker.address(), &[TABLE]);
-        let log_append = "topics: { properties: { message.timestamp.type: LogAppendTime } }";
-        (name, Config::new(&text.replace("delivery:", &format!("{log_append}, delivery:"))))
+    let reports: Vec<_> = shapes
+        .into_iter()
+        .map(|shape| {
+            let report = measure(shape, &server, &broker, if shape.name == "large" { rows / 25 } else { rows }, rounds);
+            if !json {
+                report.print();
+            }
+            report
+        })
+        .collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&reports).expect("numbers and texts"));
+    }
+}
+
+/// A pipeline with a slot of its own.
+struct Pipeline {
+    reader: Reader,
+    name: String,
+    config: Config,
+}
+
+fn measure(shape: &'static Shape, server: &Server, broker: &Broker, rows: u64, rounds: u64) -> Report {
+    let db = server.create_database();
+    db.execute(shape.schema);
+    let tables: Vec<_> = shape.tables.iter().map(|table| format!("public.{table}")).collect();
+    let tables: Vec<_> = tables.iter().map(String::as_str).collect();
+    let pipeline = |round: u64, (at, reader): (usize, &Reader)| {
+        let name = format!("{}_{round}_{at}", shape.name);
+        let delivery = if let Reader::Changes(delivery) = reader { delivery } else { "exactly_once" };
+        let topics = "topics: { properties: { message.timestamp.type: LogAppendTime } }";
+        let text = program::config(&name, &db.url, broker.address(), &tables);
+        let text = text.replace("delivery: exactly_once", &format!("{topics}, delivery: {delivery}"));
+        let (ends, changes) = text.split_once("changes:").expect("it has changes");
+        let ways_out = match reader {
+            Reader::Events => shape.events.replace("NAME", &name),
+            _ => format!("changes:{changes}"),
+        };
+        Pipeline { reader: *reader, config: Config::new(&format!("{ends}{ways_out}\n")), name }
     };
-    // The first is not counted: it warms the broker and the disk up.
-    let turns: Vec<_> =
-        (0..=rounds).map(|round| (config(format!("plain_{round}")), config(format!("offshoot_{round}")))).collect();
-    for (_, config) in turns.iter().flat_map(|(plain, ours)| [plain, ours]) {
-        let mut offshoot = start(config);
+    // The first round is not counted: it warms the broker and the disk up.
+    let turns: Vec<Vec<Pipeline>> =
+        (0..=rounds).map(|round| READERS.iter().enumerate().map(|reader| pipeline(round, reader)).collect()).collect();
+    for pipeline in turns.iter().flatten() {
+        let mut offshoot = start(&pipeline.config);
         offshoot.wait_ready(program::START_MAX);
         assert!(offshoot.terminate(program::START_MAX).success());
     }
-    write_backlog(&server, rows, per_transaction);
-
+    let per_transaction = if shape.per_transaction == 0 { rows } else { shape.per_transaction };
+    let transactions = rows / per_transaction;
+    db.execute(&format!(
+        "DO $$ DECLARE n bigint := {per_transaction}; BEGIN FOR t IN 0 .. {} LOOP {}; COMMIT; END LOOP; END $$",
+        transactions - 1,
+        shape.write
+    ));
     let mut measured = Vec::new();
-    for (round, ((plain_name, plain), (name, ours))) in turns.iter().enumerate() {
-        let turn = vec![
-            read_plainly(plain, rows, rows / per_transaction),
-            publish(ours, &broker, &format!("{name}.{TABLE}"), rows),
-        ];
-        for name in [plain_name, name] {
-            server.session("postgres").execute(&format!("SELECT pg_drop_replication_slot('offshoot_{name}')"));
-        }
+    for (round, pipelines) in turns.iter().enumerate() {
+        let turn = pipelines.iter().map(|pipeline| {
+            let turn = match pipeline.reader {
+                Reader::Plain => read_plainly(&pipeline.config, rows, transactions),
+                Reader::Changes(_) => {
+                    let topics: Vec<_> = tables.iter().map(|table| format!("{}.{table}", pipeline.name)).collect();
+                    publish(pipeline, broker, &topics, rows, rows)
+                }
+                Reader::Events => {
+                    let topic = format!("{}.{}", pipeline.name, shape.tables[0]);
+                    publish(pipeline, broker, &[topic], rows, rows / shape.per_event)
+                }
+            };
+            db.execute(&format!("SELECT pg_drop_replication_slot('offshoot_{}')", pipeline.name));
+            turn
+        });
+        let turn: Vec<_> = turn.collect();
         if round > 0 {
             measured.push(turn);
         }
     }
-    let median = |at: usize, of: fn(&Turn) -> f64| {
-        let mut all: Vec<f64> = measured.iter().map(|round: &Vec<Turn>| of(&round[at])).collect();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
-    };
-    let ratio = |of: fn(&Turn) -> f64| median(1, of) / median(0, of);
-    let report = Report {
-        shape,
-        rows,
-        rows_per_transaction: per_transaction,
-        rate_ratio: ratio(|turn| turn.rows_per_second),
-        cpu_ratio: ratio(|turn| turn.cpu_seconds),
-        rounds: measured,
-    };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report).expect("numbers and texts"));
-    } else {
-        print(&report);
-    }
-}
-
-fn print(report: &Report) {
-    println!("{} rows, {} to a transaction", report.rows, report.rows_per_transaction);
-    println!(
-        "{:<6} {:<9} {:>9} {:>8} {:>8} {:>10} {:>9}",
-        "round", "reader", "rows/s", "seconds", "cpu s", "cpu us/row", "peak MiB"
-    );
-    for (round, turns) in report.rounds.iter().enumerate() {
-        for turn in turns {
-            println!(
-                "{:<6} {:<9} {:>9.0} {:>8.2} {:>8.2} {:>10.2} {:>9}",
-                round + 1,
-                turn.reader,
-                turn.rows_per_second,
-                turn.seconds,
-                turn.cpu_seconds,
-                turn.cpu_microseconds_per_row,
-                turn.peak_mib.map_or("-".into(), |peak| format!("{peak:.1}")),
-            );
-        }
-    }
-    println!("of the medians, offshoot : plain: rate {:.2}, processor {:.2}", report.rate_ratio, report.cpu_ratio);
+    Report { shape: shape.name, about: shape.about, rows, rounds: measured }
 }
 
 fn start(config: &Config) -> Offshoot {
     let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
     command.arg("run").arg("-c").arg(&config.path);
     Offshoot::start(command, config)
-}
-
-fn write_backlog(server: &Server, rows: u64, per_transaction: u64) {
-    server.session("postgres").execute(&format!(
-        "DO $$ BEGIN
-            FOR t IN 0 .. {} LOOP
-                INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(),
-                    'a note of some length that makes the row as long as rows are'
-                FROM generate_series(t * {per_transaction}::bigint, (t + 1) * {per_transaction}::bigint - 1) i;
-                COMMIT;
-            END LOOP;
-        END $$",
-        rows / per_transaction - 1
-    ));
 }
 
 /// Our own session; what comes is counted and thrown away.
@@ -197,13 +368,13 @@ fn read_plainly(config: &Config, rows: u64, transactions: u64) -> Turn {
             permit: &|_, _| Box::pin(async { Ok(()) }),
         };
         let (mut session, prepared) = source::connect(&config, &start).await.expect("the slot is free");
-        let (mut inserts, mut commits, mut began, mut told) = (0, 0, None, Instant::now());
+        let (mut changes, mut commits, mut began, mut told) = (0, 0, None, Instant::now());
         while commits < transactions {
             session.readable().await.expect("the server stays");
             while let Some(payload) = session.payload().expect("the server stays") {
                 let Ok(Frame::Wal { message, .. }) = Frame::decode(payload) else { continue };
                 match message.first() {
-                    Some(b'I') => inserts += 1,
+                    Some(b'I' | b'U' | b'D') => changes += 1,
                     Some(b'C') => commits += 1,
                     _ => {}
                 }
@@ -215,34 +386,34 @@ fn read_plainly(config: &Config, rows: u64, transactions: u64) -> Turn {
                 told = Instant::now();
             }
         }
-        assert_eq!(inserts, rows);
+        assert_eq!(changes, rows);
         let took = began.expect("there were rows").elapsed();
         session.close().await;
         took
     });
-    Turn::new("plain", rows, took, thread_cpu() - cpu_before, None)
+    Turn::new(Reader::Plain.name(), rows, took, thread_cpu() - cpu_before, None)
 }
 
 /// The program, by the broker's clock.
-fn publish(config: &Config, broker: &Broker, topic: &str, rows: u64) -> Turn {
-    let mut offshoot = start(config);
+fn publish(pipeline: &Pipeline, broker: &Broker, topics: &[String], rows: u64, records: u64) -> Turn {
+    let mut offshoot = start(&pipeline.config);
     offshoot.wait("all records", DEADLINE, |offshoot| {
         // Asked a hundred times a second, its answers would be a part of what is measured.
         let _ = wait::attempt(ASK_INTERVAL, || false);
-        (offshoot.metric("offshoot_records_acknowledged_total")? >= rows as f64).then_some(())
+        (offshoot.metric("offshoot_records_acknowledged_total")? >= records as f64).then_some(())
     });
     let cpu = offshoot.process().cpu_time().expect("it runs");
     let peak = offshoot.peak_memory();
     assert!(offshoot.terminate(program::START_MAX).success());
-    let (mut first, mut last, mut records) = (i64::MAX, 0, 0);
-    broker.reader(&[topic], DEADLINE).read_to_end(DEADLINE, |record| {
+    let (mut first, mut last, mut read) = (i64::MAX, 0, 0);
+    let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+    broker.reader(&topics, DEADLINE).read_to_end(DEADLINE, |record| {
         (first, last) = (first.min(record.timestamp), last.max(record.timestamp));
-        records += 1;
+        read += 1;
     });
-    let ends = broker.ends(topic);
-    assert_eq!((records, ends.iter().sum::<i64>() as u64), (rows, rows), "read, and what the broker has: {ends:?}");
-    broker.delete_topic(topic);
-    Turn::new("offshoot", rows, Duration::from_millis((last - first) as u64), cpu, peak)
+    assert_eq!(read, records, "records of {}", pipeline.name);
+    topics.iter().for_each(|topic| broker.delete_topic(topic));
+    Turn::new(pipeline.reader.name(), rows, Duration::from_millis((last - first).max(1) as u64), cpu, peak)
 }
 
 /// Processor time of this thread, in user and system mode together.
