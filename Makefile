@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 LIVES ?= 100
+AWAY ?= 600
 SECONDS ?= 600
 FUZZ_SECONDS ?= 60
 
@@ -30,8 +31,8 @@ demo: ## a Postgres, a Kafka and Offshoot between them: SQL and its records side
 bench: setup ## how fast a backlog is published, beside a reader that does nothing with it
 	$(CARGO) bench
 
-soak: setup ## kill -9 while sessions write; LIVES=1000 for a night
-	OFFSHOOT_TEST_LIVES=$(LIVES) $(CARGO) test --release --test it -- soak --nocapture
+soak: setup ## kill -9 of the program and its servers while sessions write, LIVES=1000 for a night; servers away for AWAY=600 seconds
+	OFFSHOOT_TEST_LIVES=$(LIVES) OFFSHOOT_TEST_AWAY=$(AWAY) $(CARGO) test --release --test it -- soak --nocapture
 
 endurance: setup ## idle, load, and restarts of both servers, for SECONDS=600
 	OFFSHOOT_TEST_ENDURANCE=$(SECONDS) $(CARGO) test --release --test it -- endurance --nocapture

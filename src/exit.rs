@@ -72,7 +72,7 @@ impl From<&SinkError> for Exit {
     fn from(error: &SinkError) -> Self {
         match error {
             SinkError::Passing(_) => Exit::Unexpected,
-            SinkError::Refused(_) | SinkError::Record { .. } => Exit::Sink,
+            SinkError::Late(_) | SinkError::Refused(_) | SinkError::Record { .. } => Exit::Sink,
         }
     }
 }

@@ -154,6 +154,10 @@ pub enum SinkError {
     /// It passes: connect again and go on from the slot.
     #[error(transparent)]
     Passing(Box<dyn Error + Send + Sync>),
+    /// What is committed together took longer than Kafka lets it take, although Kafka was at work all the time. It passes
+    /// when Kafka was slow, and never does when there is too much of it; the text says how to mend that.
+    #[error(transparent)]
+    Late(Box<dyn Error + Send + Sync>),
     /// Kafka refuses for good: a right, a setting. The text says how to mend it.
     #[error(transparent)]
     Refused(Box<dyn Error + Send + Sync>),

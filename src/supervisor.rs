@@ -19,13 +19,15 @@ use crate::{
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// The longest wait: short enough that a database that is back is noticed at once.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// So many attempts in a row may end late with nothing committed: one or two are Kafka's, more are our own.
+const LATE_MAX: u32 = 3;
 
 /// What one attempt came to.
 #[derive(Debug)]
 pub struct Attempt {
     /// How it ended; `Ok` is a clean stop.
     pub result: Result<(), Error>,
-    /// Something was confirmed on the way, so the next wait is a first one.
+    /// Something was committed on the way, so the next wait is a first one.
     pub progressed: bool,
 }
 
@@ -46,6 +48,7 @@ where
         builder.with_jitter().with_jitter_seed(seed).without_max_times().build()
     };
     let mut waits = backoff();
+    let mut late = 0;
     tokio::pin!(shutdown);
     loop {
         let Attempt { result, progressed } = attempt().await;
@@ -54,6 +57,14 @@ where
             Err(fault) => fault,
         };
         metrics.error(kind(&fault));
+        late = match &fault {
+            Error::Sink(SinkError::Late(_)) if !progressed => late + 1,
+            _ => 0,
+        };
+        if late == LATE_MAX {
+            error!(exit = Exit::Sink as u8, times = late, "again and again failed to {}", told(&fault));
+            return Exit::Sink;
+        }
         if let Some(exit) = lasting(&fault) {
             error!(exit = exit as u8, "failed to {}", told(&fault));
             return exit;
@@ -82,7 +93,7 @@ fn in_milliseconds(wait: Duration) -> humantime::FormattedDuration {
 /// The exit code of a fault that does not pass.
 fn lasting(fault: &Error) -> Option<Exit> {
     match fault {
-        Error::Source(SourceError::Passing(_)) | Error::Sink(SinkError::Passing(_)) => None,
+        Error::Source(SourceError::Passing(_)) | Error::Sink(SinkError::Passing(_) | SinkError::Late(_)) => None,
         Error::Source(error) => Some(error.into()),
         Error::Sink(error) => Some(error.into()),
         Error::Record { .. } => Some(Exit::Sink),
@@ -102,7 +113,7 @@ fn kind(fault: &Error) -> &'static str {
         Error::Source(SourceError::SlotLimit(_)) => "slot_limit",
         Error::Source(SourceError::Undecodable(_)) | Error::Encode { .. } => "undecodable",
         Error::Source(SourceError::Spill(_)) | Error::Spill { .. } => "spill",
-        Error::Sink(SinkError::Passing(_)) => "sink_passing",
+        Error::Sink(SinkError::Passing(_) | SinkError::Late(_)) => "sink_passing",
         Error::Sink(SinkError::Refused(_)) => "sink_refused",
         Error::Sink(SinkError::Record { .. }) | Error::Record { .. } => "record_refused",
     }
@@ -167,6 +178,29 @@ mod tests {
             assert!(waits[13] >= BACKOFF_MAX && waits[13] <= BACKOFF_MAX * 2, "{waits:?}");
             assert!(waits[14] <= BACKOFF_MIN * 2, "{waits:?}");
         });
+    }
+
+    #[test]
+    fn what_is_late_again_and_again_and_never_gets_anywhere_lasts() {
+        let late = || Err(Error::Sink(SinkError::Late("it took too long".into())));
+        // Late attempts with nothing between them that is not, and how many it takes.
+        let cases: [(fn(usize) -> bool, fn(usize) -> bool, usize); 3] = [
+            (|_| true, |_| false, 3),
+            // Something was committed in each third.
+            (|_| true, |attempt| attempt % 3 == 0 && attempt < 12, 12),
+            // Another fault came in between.
+            (|attempt| attempt % 3 != 0 || attempt > 12, |_| false, 15),
+        ];
+        for (is_late, progressed, attempts) in cases {
+            let made = Cell::new(0);
+            let attempt = async || {
+                made.set(made.get() + 1);
+                let result = if is_late(made.get()) { late() } else { Err(passing()) };
+                Attempt { result, progressed: progressed(made.get()) }
+            };
+            assert_eq!(paused().block_on(run(attempt, pending(), 1, &Metrics::new())), Exit::Sink);
+            assert_eq!(made.get(), attempts);
+        }
     }
 
     #[test]

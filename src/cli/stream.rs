@@ -94,7 +94,7 @@ async fn attempt(
         Ok(connected) => connected,
         Err(error) => return Attempt { result: Err(error), progressed: false },
     };
-    let began = pipeline.ledger.confirmed();
+    let commits = metrics.commits.get();
     pipeline.commit_before = untold.take();
     let result = tokio::select! {
         result = pipeline.run(shutdown.cancelled()) => result,
@@ -112,7 +112,7 @@ async fn attempt(
         (Err(_), _) => {}
     }
     metrics.beating(pipeline.close()).await;
-    Attempt { result, progressed: confirmed > began }
+    Attempt { result, progressed: metrics.commits.get() > commits }
 }
 
 type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;

@@ -330,6 +330,14 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
         // librdkafka wants it no longer than the transaction: what takes longer is given up and sent again from the slot.
         properties.insert("message.timeout.ms", properties["transaction.timeout.ms"].clone());
     }
+    // The same, of the one that we set.
+    let timeout = |name: &str| properties.get(name).and_then(|value| value.parse::<u64>().ok());
+    if transactional
+        && !written.contains_key("socket.timeout.ms")
+        && timeout("transaction.timeout.ms") < timeout("socket.timeout.ms")
+    {
+        properties.insert("socket.timeout.ms", properties["transaction.timeout.ms"].clone());
+    }
 
     let mut client = ClientConfig::new();
     for (name, value) in properties {
@@ -429,6 +437,16 @@ mod tests {
             assert_eq!(properties.get("queue.buffering.max.ms"), Some("7"));
             assert_eq!(properties.get("linger.ms"), None);
         }
+    }
+
+    #[test]
+    fn a_shorter_transaction_takes_our_own_timeouts_with_it() {
+        let short = KafkaConfig { delivery: Delivery::ExactlyOnce, ..config(&[("transaction.timeout.ms", "5000")]) };
+        let properties = producer_properties(&short, "shop").unwrap();
+        for name in ["transaction.timeout.ms", "message.timeout.ms", "socket.timeout.ms"] {
+            assert_eq!(properties.get(name), Some("5000"), "{name}");
+        }
+        properties.create::<rdkafka::producer::BaseProducer>().unwrap();
     }
 
     #[test]

@@ -152,6 +152,14 @@ enum ProduceError {
     Again { error: String, left: humantime::FormattedDuration },
     #[error("{doing}: {code}: {reason}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
     Transaction { doing: &'static str, code: RDKafkaErrorCode, reason: String, mend: Option<String> },
+    #[error(
+        "{reason}; the transaction of Kafka was open for {} s, and transaction.timeout.ms is {} s. If that \
+         does not pass, raise transaction.timeout.ms under sink.kafka.properties (brokers admit at most their \
+         transaction.max.timeout.ms), or lower limits.transaction_events, above which a transaction of Postgres is spread \
+         over several of Kafka",
+        open.as_secs(), timeout.as_secs()
+    )]
+    Late { reason: String, open: Duration, timeout: Duration },
     #[error("publish: {code}: {reason}{}", mend.as_ref().map(|m| format!("; {m}")).unwrap_or_default())]
     Fatal { code: RDKafkaErrorCode, reason: String, mend: Option<String> },
     #[error("publish: the producer has ended")]
@@ -196,6 +204,7 @@ impl KafkaSink {
         let (ended_sender, ended) = oneshot::channel();
         let (asked, answers) = start_topic_thread(config, admin.clone(), &producer, &shared).map_err(start)?;
         let (commit, commits) = start_commit_thread(&producer, &shared).map_err(start)?;
+        let timeout = properties.get("transaction.timeout.ms").and_then(|timeout| timeout.parse().ok());
         let worker = Worker {
             queue,
             producer,
@@ -210,6 +219,9 @@ impl KafkaSink {
                 Delivery::ExactlyOnce => Some(Phase::Closed),
                 Delivery::AtLeastOnce => None,
             },
+            transaction_timeout: timeout.map_or(Duration::MAX, Duration::from_millis),
+            transaction_began: None,
+            acknowledged_at: None,
             commit,
             commits,
             buffered: 0,
@@ -445,6 +457,11 @@ struct Worker {
     waiting: VecDeque<Work>,
     /// Where the Kafka transaction is; `None` without `exactly_once`.
     transaction: Option<Phase>,
+    /// Kafka gives up a transaction that is open for longer.
+    transaction_timeout: Duration,
+    transaction_began: Option<Instant>,
+    /// When Kafka last took a record.
+    acknowledged_at: Option<Instant>,
     commit: mpsc::Sender<()>,
     commits: mpsc::Receiver<Result<(), TransactionError>>,
     /// Bytes in librdkafka's hands.
@@ -485,6 +502,7 @@ enum Turn {
 impl Worker {
     fn run(mut self) {
         if let Err(error) = self.serve() {
+            let error = self.late(error);
             let mut outcome = lock(&self.shared.outcome);
             outcome.error = Some(error);
             outcome.ended = true;
@@ -618,6 +636,7 @@ impl Worker {
             let failed = |error| self.why_transaction("begin a transaction", error);
             transaction::begin(&self.producer).map_err(failed)?;
             self.transaction = Some(Phase::Open);
+            self.transaction_began = Some(Instant::now());
         }
         Ok(())
     }
@@ -660,6 +679,7 @@ impl Worker {
         outcome.ended |= failure.is_some();
         drop(outcome);
         if delivered {
+            self.acknowledged_at = Some(Instant::now());
             self.connection.answered();
             self.shared.news.notify_one();
         }
@@ -687,6 +707,7 @@ impl Worker {
             self.take_deliveries()?;
             committed.map_err(|error| self.why_transaction("commit", error))?;
             self.transaction = Some(Phase::Closed);
+            self.transaction_began = None;
             self.connection.answered();
             lock(&self.shared.outcome).committed = true;
             self.shared.news.notify_one();
@@ -714,6 +735,19 @@ impl Worker {
         };
         let error = Box::new(ProduceError::Transaction { doing, code, reason, mend });
         if refused { SinkError::Refused(error) } else { SinkError::Passing(error) }
+    }
+
+    /// In a transaction that is older than Kafka lets it be, its age is the cause of whatever fails; unless Kafka took nothing
+    /// for a good part of it, which is an outage.
+    fn late(&self, error: SinkError) -> SinkError {
+        let (open, timeout) = (self.transaction_began.map(|began| began.elapsed()), self.transaction_timeout);
+        let was_at_work = self.acknowledged_at.is_some_and(|at| at.elapsed() < timeout / 2);
+        match (error, open) {
+            (SinkError::Passing(reason), Some(open)) if open >= timeout && was_at_work => {
+                SinkError::Late(Box::new(ProduceError::Late { reason: told(&*reason), open, timeout }))
+            }
+            (error, _) => error,
+        }
     }
 
     fn recycle(&self, mut batch: RecordBatch) {
@@ -751,7 +785,13 @@ impl Worker {
 
     fn why_fatal(&self) -> SinkError {
         let Some((code, reason)) = self.producer.client().fatal_error() else {
-            return SinkError::Passing(Box::new(ProduceError::Ended));
+            // It is the transaction that failed, and its commit says why.
+            let committing = self.transaction == Some(Phase::Committing);
+            let committed = committing.then(|| self.commits.recv_timeout(CAUSE_WAIT));
+            return match committed {
+                Some(Ok(Err(error))) => self.why_transaction("commit", error),
+                _ => SinkError::Passing(Box::new(ProduceError::Ended)),
+            };
         };
         if matches!(code, RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch) {
             return self.why_transaction("publish", TransactionError { code, reason, retriable: false });

@@ -24,6 +24,8 @@ mod workload;
 mod soak;
 mod outages;
 mod network;
+mod cluster;
+mod late;
 mod failover;
 mod observation;
 mod source_safety;

@@ -24,7 +24,7 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(30);
 /// Long enough for every timeout on the way; the issue asks for it.
 const KAFKA_AWAY: Duration = Duration::from_secs(60);
 /// Records in flight of `limits.memory: 8MiB`, with the batch that was let through last.
-const IN_FLIGHT_BYTES_MAX: f64 = 3.0 * 1024.0 * 1024.0;
+pub(crate) const IN_FLIGHT_BYTES_MAX: f64 = 3.0 * 1024.0 * 1024.0;
 /// What `limits.memory: 8MiB` leaves the process, librdkafka included.
 const RESIDENT_BYTES_MAX: u64 = 48 << 20;
 
@@ -33,7 +33,7 @@ pub(crate) struct Walk<'a> {
     url: String,
     kafka: &'a Broker,
     name: String,
-    topic: String,
+    pub(crate) topic: String,
     config: Config,
     pub(crate) workload: Workload,
 }
@@ -63,7 +63,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The same in a server of its own.
-    fn on(server: &Server, name: &str, kafka: &'a Broker) -> Walk<'a> {
+    pub(crate) fn on(server: &Server, name: &str, kafka: &'a Broker) -> Walk<'a> {
         Walk::new(name, &server.url("postgres"), kafka)
     }
 

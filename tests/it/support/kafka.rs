@@ -7,6 +7,7 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, OnceLock},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -39,7 +40,7 @@ const REQUEST_MAX: Duration = Duration::from_secs(30);
 
 /// Quick to start and to come back, small, and no topic by accident. A registration that ends after a second lets a
 /// broker that was killed start again at once.
-const PROPERTIES: [(&str, &str); 22] = [
+const PROPERTIES: [(&str, &str); 23] = [
     ("process.roles", "broker,controller"),
     ("node.id", "1"),
     ("controller.listener.names", "CONTROLLER"),
@@ -62,6 +63,8 @@ const PROPERTIES: [(&str, &str); 22] = [
     ("broker.session.timeout.ms", "1000"),
     ("broker.heartbeat.interval.ms", "200"),
     ("controlled.shutdown.enable", "false"),
+    // Ten seconds by default: how late a transaction that is too old is given up.
+    ("transaction.abort.timed.out.transaction.cleanup.interval.ms", "500"),
 ];
 
 /// The broker that the whole run shares. Tests use topics of their own and leave the broker alone.
@@ -84,6 +87,75 @@ pub fn private(options: &Options) -> Broker {
     let broker = unstarted(options);
     broker.start();
     broker
+}
+
+/// Brokers that hold everything among them, and the controller that they follow.
+pub struct Cluster {
+    /// For its clients, who reach it through any of its brokers.
+    pub all: Broker,
+    brokers: Vec<Broker>,
+    _controller: Broker,
+}
+
+/// A cluster of one test's own, whose brokers may die one by one: what is in it has three replicas, two of which must be in sync.
+pub fn cluster() -> Cluster {
+    let port = servers::free_port();
+    let node = |id: usize, role: &str| {
+        let options = Options { heap: "128m", ..Options::default() };
+        let options = options.property("process.roles", role).property("node.id", &id.to_string());
+        let options = options.property("controller.quorum.voters", &format!("1@127.0.0.1:{port}"));
+        // A broker that is dead is missed soon, and one that is only slow on a busy machine is not.
+        let options = options.property("broker.session.timeout.ms", "3000");
+        let (three, two) = (
+            ["default", "offsets.topic", "transaction.state.log"],
+            ["transaction.state.log.min.isr", "min.insync.replicas"],
+        );
+        let options = three.iter().fold(options, |o, of| o.property(&format!("{of}.replication.factor"), "3"));
+        two.iter().fold(options, |o, name| o.property(name, "2"))
+    };
+    let controller = unstarted(&node(1, "controller").property("listeners", &format!("CONTROLLER://127.0.0.1:{port}")));
+    let broker = |id| unstarted(&node(id, "broker").property("listeners", "PLAINTEXT://127.0.0.1:{port}"));
+    let brokers: Vec<Broker> = (2..5).map(broker).collect();
+    thread::scope(|scope| {
+        for broker in brokers.iter().chain([&controller]) {
+            scope.spawn(|| broker.start());
+        }
+    });
+    let address = brokers.iter().map(Broker::address).collect::<Vec<_>>().join(",");
+    Cluster { all: Broker { address, local: None }, brokers, _controller: controller }
+}
+
+impl Cluster {
+    /// The broker that leads a topic of one partition.
+    #[track_caller]
+    pub fn leader(&self, topic: &str) -> &Broker {
+        let id = wait::until(REQUEST_MAX, "a leader", || {
+            self.partition(topic).map(|(leader, _)| leader).filter(|id| *id > 0)
+        });
+        &self.brokers[id as usize - 2]
+    }
+
+    /// The others.
+    pub fn others(&self, than: &Broker) -> impl Iterator<Item = &Broker> {
+        self.brokers.iter().filter(move |broker| broker.address != than.address)
+    }
+
+    /// Waits until all replicas of topics of one partition are in sync.
+    #[track_caller]
+    pub fn wait_in_sync(&self, topics: &[&str]) {
+        for topic in topics {
+            let in_sync = || self.partition(topic).is_some_and(|(_, in_sync)| in_sync == self.brokers.len());
+            wait::until(START_MAX, &format!("the replicas of {topic} to be in sync"), in_sync);
+        }
+    }
+
+    /// The leader of a topic's only partition, and how many replicas are in sync.
+    fn partition(&self, topic: &str) -> Option<(i32, usize)> {
+        let consumer: BaseConsumer = self.all.client().create().expect("the configuration is right");
+        let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5)).ok()?;
+        let partition = metadata.topics().first()?.partitions().first()?;
+        Some((partition.leader(), partition.isr().len()))
+    }
 }
 
 /// How a private broker differs from the usual one.
@@ -259,10 +331,25 @@ impl Broker {
     /// Gives a user of SCRAM-SHA-256 another password; connections that are open stay so.
     #[track_caller]
     pub fn set_password(&self, user: &str, password: &str) {
-        let mut command = java(&self.own().options);
+        let password = format!("SCRAM-SHA-256=[password={password}]");
+        self.alter(&["--add-config", &password, "--entity-type", "users", "--entity-name", user]);
+    }
+
+    /// Lets a client write so many bytes a second to each broker; without a number as many as it likes.
+    #[track_caller]
+    pub fn set_quota(&self, client: &str, bytes: Option<u32>) {
+        let (how, what) = match bytes {
+            Some(bytes) => ("--add-config", format!("producer_byte_rate={bytes}")),
+            None => ("--delete-config", "producer_byte_rate".into()),
+        };
+        self.alter(&[how, &what, "--entity-type", "clients", "--entity-name", client]);
+    }
+
+    #[track_caller]
+    fn alter(&self, arguments: &[&str]) {
+        let mut command = java(&self.local.as_ref().map_or_else(Options::default, |local| local.options.clone()));
         command.args(["kafka.admin.ConfigCommand", "--bootstrap-server", &self.address, "--alter"]);
-        command.arg("--add-config").arg(format!("SCRAM-SHA-256=[password={password}]"));
-        let output = command.args(["--entity-type", "users", "--entity-name", user]).output().expect("Java runs");
+        let output = command.args(arguments).output().expect("Java runs");
         assert!(output.status.success(), "{output:?}");
     }
 
@@ -500,6 +587,14 @@ fn unstarted(options: &Options) -> Broker {
     };
     let output = command.output().unwrap_or_else(|e| panic!("format Kafka's directory: {e}; {REMEDY}"));
     assert!(output.status.success(), "format Kafka's directory: {output:?}");
+    if properties["node.id"] != "1" {
+        // Of the copy; it makes an id for its directory by itself.
+        let meta = dir.join("data/meta.properties");
+        let lines = fs::read_to_string(&meta).unwrap();
+        let lines = lines.lines().filter(|line| !line.starts_with("node.id=") && !line.starts_with("directory.id="));
+        let node = format!("node.id={}", properties["node.id"]);
+        fs::write(&meta, lines.chain([node.as_str()]).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    }
     let address = format!("127.0.0.1:{port}");
     Broker { address, local: Some(Local { dir, options: options.clone(), process: Mutex::new(None) }) }
 }
