@@ -1,7 +1,7 @@
 //! A backlog of 500,000 rows -> how fast Offshoot publishes it, beside a reader that does nothing with the stream.
 //!
 //!     make bench                     SHAPE=single|ten|one: rows to a transaction; ROUNDS=3; ROWS=500000
-//!     cargo bench -- --json
+//!     cargo bench --bench backlog -- --json
 //!
 //! Every reader has a slot of its own from before the backlog was written, and the readers take turns in one run, since
 //! what two runs say of one machine differs more than what is measured. Rates are of the time from the first row to the
