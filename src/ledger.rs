@@ -3,7 +3,8 @@
 //! A ticket is opened for each transaction and for each idle keepalive, in commit order. Acknowledgements come in any
 //! order; tickets retire in the order of their opening, so what is delivered is the longest prefix, and a transaction that
 //! has not been delivered cannot be passed. Postgres may forget what a committed progress record covers, and no record
-//! covers what has not been delivered.
+//! covers what has not been delivered. It is told positions only that it has named itself: one that a person has named may
+//! lie within a commit record, and Postgres would not send that transaction again.
 
 use std::collections::VecDeque;
 
@@ -18,8 +19,10 @@ use crate::{
 /// Tickets in flight, oldest first, and the position before them.
 #[derive(Debug)]
 pub struct Ledger {
-    /// The end of what committed progress records cover.
+    /// The last position that the source has named and that committed progress records cover.
     confirmed: Lsn,
+    /// The end of what committed progress records cover.
+    covered: Lsn,
     /// The end of the longest delivered prefix.
     retired: Lsn,
     /// The number of the ticket at the front.
@@ -48,6 +51,7 @@ impl Ledger {
     pub fn new(confirmed: Lsn) -> Self {
         Self {
             confirmed,
+            covered: confirmed,
             retired: confirmed,
             oldest: 0,
             tickets: VecDeque::new(),
@@ -57,9 +61,9 @@ impl Ledger {
         }
     }
 
-    /// As `before`, but everything before `published` is done.
+    /// As `before`, but a committed progress record covers everything before `published`.
     pub fn going_on(before: &Ledger, published: Lsn) -> Self {
-        Self::new(published.max(before.confirmed))
+        Self { covered: published.max(before.covered), ..Self::new(before.confirmed) }
     }
 
     /// Opens the ticket of a transaction.
@@ -118,8 +122,10 @@ impl Ledger {
 
     /// A progress record that covers everything before `position` is committed.
     pub fn commit(&mut self, position: Lsn) {
-        assert!(position <= self.retired, "a progress record covers only what is delivered");
-        self.confirmed = self.confirmed.max(position);
+        assert!(position <= self.retired(), "a progress record covers only what is delivered");
+        if position > self.covered {
+            (self.covered, self.confirmed) = (position, position);
+        }
     }
 
     /// What Postgres may forget.
@@ -127,16 +133,21 @@ impl Ledger {
         self.confirmed
     }
 
+    /// The end of what committed progress records cover.
+    pub fn covered(&self) -> Lsn {
+        self.covered
+    }
+
     /// The end of the longest prefix that is delivered, whether or not it is committed.
     pub fn retired(&self) -> Lsn {
-        self.retired
+        self.retired.max(self.covered)
     }
 
     /// The end of the longest prefix of which every record has been sent.
     pub fn sent_whole(&self) -> Lsn {
         // Only the newest ticket can still be open.
         let closed = self.tickets.iter().rev().find(|entry| entry.closed);
-        closed.map_or(self.retired, |entry| entry.end)
+        closed.map_or(self.retired, |entry| entry.end).max(self.covered)
     }
 
     /// Bytes sent and not acknowledged.
@@ -181,6 +192,9 @@ impl Ledger {
                 break;
             }
             self.retired = self.retired.max(front.end);
+            if self.retired <= self.covered {
+                self.confirmed = self.retired;
+            }
             self.delivered = front.commit.or(self.delivered);
             self.news.extend(front.commit.map(|commit| commit.time));
             self.tickets.pop_front();
@@ -282,6 +296,20 @@ mod tests {
         assert_eq!((ledger.retired(), ledger.confirmed()), (Lsn(12), Lsn(5)));
         ledger.commit(Lsn(12));
         assert_eq!((ledger.sent_whole(), ledger.confirmed()), (Lsn(12), Lsn(12)));
+    }
+
+    #[test]
+    fn confirms_of_what_was_covered_before_only_what_the_source_names() {
+        let mut ledger = Ledger::going_on(&Ledger::new(Lsn(5)), Lsn(15));
+        assert_eq!((ledger.retired(), ledger.sent_whole(), ledger.confirmed()), (Lsn(15), Lsn(15), Lsn(5)));
+        ledger.progress(Lsn(10));
+        assert_eq!((ledger.retired(), ledger.confirmed()), (Lsn(15), Lsn(10)));
+        let ticket = transaction(&mut ledger, 20, 1);
+        ledger.commit(Lsn(15));
+        acknowledge(&mut ledger, ticket, 1);
+        assert_eq!((ledger.retired(), ledger.covered(), ledger.confirmed()), (Lsn(20), Lsn(15), Lsn(10)));
+        ledger.commit(Lsn(20));
+        assert_eq!((ledger.covered(), ledger.confirmed()), (Lsn(20), Lsn(20)));
     }
 
     #[test]

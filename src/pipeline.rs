@@ -354,6 +354,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.count_transaction(&transaction);
         let Some(published) = self.start.published_of(&commit) else {
             self.pipe.metrics.repeated_transactions.inc();
+            self.pipe.ledger.progress(commit.end);
             self.pipe.source.recycle(transaction);
             return Ok(());
         };
@@ -469,7 +470,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// There is something that no committed progress record covers.
     fn is_uncommitted(&self) -> bool {
         let ledger = &self.pipe.ledger;
-        self.uncommitted.committing.is_some() || self.reach() > ledger.confirmed() || ledger.tickets_in_flight() > 0
+        self.uncommitted.committing.is_some() || self.reach() > ledger.covered() || ledger.tickets_in_flight() > 0
     }
 
     /// When a commit is due; `None` while one is on its way, and when there is nothing to commit.
@@ -484,7 +485,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             // From here on the slot is not made again when it is gone.
             return Some(now);
         }
-        let moved = self.reach() > self.pipe.ledger.confirmed();
+        let moved = self.reach() > self.pipe.ledger.covered();
         let commits = &self.pipe.commits;
         match (commits.delivery, &self.sending) {
             (Delivery::AtLeastOnce, Some(sending)) if sending.held => moved.then_some(now),
@@ -532,7 +533,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             _ => self.start.partial.filter(|partial| partial.commit >= end),
         };
         let reached = Reached::End { end, partial };
-        let is_news = end > self.pipe.ledger.confirmed() || before.reached != reached || self.uncommitted.events > 0;
+        let is_news = end > self.pipe.ledger.covered() || before.reached != reached || self.uncommitted.events > 0;
         if self.uncommitted.committing.is_some() || !is_news {
             return Ok(());
         }
@@ -575,7 +576,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         if let Some(sending) = &self.sending
             && sending.held
             && self.uncommitted.committing.is_none()
-            && self.reach() <= self.pipe.ledger.confirmed()
+            && self.reach() <= self.pipe.ledger.covered()
             && self.pipe.ledger.tickets_in_flight() == 1
         {
             self.sending.as_mut().expect("it was there").held = false;
@@ -659,4 +660,130 @@ fn count_row(metrics: &Metrics, op: &Op<'_>) {
         Op::Delete { .. } => metrics.rows.delete.inc(),
         Op::Truncate => metrics.rows.truncate.inc(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, future::pending};
+
+    use super::*;
+    use crate::{config::ChangesConfig, progress::Origin};
+
+    /// A database in which only others write: it tells how far its log is, and hears how far we are.
+    #[derive(Default)]
+    struct Quiet {
+        positions: VecDeque<Lsn>,
+        heard: Vec<Lsn>,
+    }
+
+    impl Source for Quiet {
+        async fn ready(&mut self) -> Result<(), SourceError> {
+            if self.positions.is_empty() { pending().await } else { Ok(()) }
+        }
+
+        fn next(&mut self) -> Result<Option<Item>, SourceError> {
+            Ok(self.positions.pop_front().map(Item::Progress))
+        }
+
+        fn recycle(&mut self, _: Transaction) {}
+
+        fn status_wanted(&self) -> bool {
+            false
+        }
+
+        async fn confirm(&mut self, confirmed: Lsn) -> Result<(), SourceError> {
+            self.heard.push(confirmed);
+            Ok(())
+        }
+
+        async fn close(self) {}
+    }
+
+    /// A broker that commits at once.
+    struct Prompt {
+        before: Progress,
+        written: Vec<Progress>,
+        committed: bool,
+    }
+
+    impl Sink for Prompt {
+        async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
+            Ok(Some(self.before.clone()))
+        }
+
+        fn batch(&mut self) -> RecordBatch {
+            RecordBatch::default()
+        }
+
+        fn send(&mut self, _: RecordBatch) -> Result<(), SinkError> {
+            unreachable!("nothing is published")
+        }
+
+        fn commit(&mut self, progress: &Progress) -> Result<(), SinkError> {
+            self.written.push(progress.clone());
+            self.committed = true;
+            Ok(())
+        }
+
+        async fn news(&mut self, into: &mut News) -> Result<(), SinkError> {
+            if !self.committed {
+                pending::<()>().await;
+            }
+            self.committed = false;
+            into.committed = true;
+            Ok(())
+        }
+
+        async fn close(self) {}
+    }
+
+    /// What Postgres has heard and what was written, when the log moves to `positions` after a start at `reached`, with
+    /// a slot at 90.
+    async fn after(reached: Reached, positions: &[u64]) -> (Vec<Lsn>, Vec<Reached>) {
+        let origin = Origin { system_identifier: "7".into(), timeline: 1, slot: "s".into() };
+        let mut before = Progress::creating(1, origin.clone(), String::new(), 0);
+        before.reached = reached;
+        let metrics = Metrics::default();
+        let confirmed = Lsn(90);
+        let mut pipeline = Pipeline {
+            source: Quiet { positions: positions.iter().map(|at| Lsn(*at)).collect(), heard: Vec::new() },
+            sink: Prompt { before, written: Vec::new(), committed: false },
+            encoder: Encoder::new("s", "d", &ChangesConfig::default()).unwrap(),
+            ledger: Ledger::new(confirmed),
+            found: Found { origin, history: Vec::new(), confirmed, end_of_log: Lsn(900), fingerprint: String::new() },
+            commits: Commits {
+                delivery: Delivery::ExactlyOnce,
+                interval: Duration::from_millis(100),
+                events: 10,
+                transaction_events_max: 10,
+            },
+            commit_before: None,
+            untold: None,
+            in_flight_bytes_max: 1000,
+            clock: || 0,
+            metrics: &metrics,
+        };
+        pipeline.run(tokio::time::sleep(10 * PROGRESS_INTERVAL)).await.unwrap();
+        (pipeline.source.heard, pipeline.sink.written.iter().map(|progress| progress.reached).collect())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_before_the_rest_of_a_transaction_comes_again_keeps_what_is_published_of_it() {
+        let partial = Some(Partial { commit: Lsn(200), index: 3 });
+        let (_, written) = after(Reached::End { end: Lsn(100), partial }, &[150]).await;
+        assert_eq!(written, [Reached::End { end: Lsn(150), partial }]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_position_that_a_person_has_named_is_not_confirmed_before_the_source_has_named_one_from_there_on() {
+        let named = Reached::End { end: Lsn(105), partial: None };
+        // A commit record may stand from 100 to 110: Postgres would not tell of it again.
+        let (heard, written) = after(named, &[]).await;
+        assert!(heard.iter().all(|at| *at == Lsn(90)) && written.is_empty(), "{heard:?} {written:?}");
+        let (heard, _) = after(named, &[100]).await;
+        assert_eq!(heard.last(), Some(&Lsn(100)));
+        let (heard, written) = after(named, &[100, 110]).await;
+        assert_eq!((heard.last(), written), (Some(&Lsn(110)), vec![Reached::End { end: Lsn(110), partial: None }]));
+        assert!(!heard.contains(&Lsn(105)), "{heard:?}");
+    }
 }

@@ -61,7 +61,7 @@ pub struct Prepared {
     pub timeline: u32,
     /// Timelines before it, each with the position at which the log left it.
     pub history: Vec<(u32, Lsn)>,
-    /// The end of the server's log.
+    /// The end of the server's log, once the slot was taken.
     pub end_of_log: Lsn,
     /// As the server prints it, such as `17.5`.
     pub server_version: String,
@@ -95,8 +95,29 @@ pub struct Admissions {
 }
 
 /// Asked when the slot is free, or absent, and before anything is made: whether to begin. It is told what the slot has
-/// confirmed, if it is there, and the system identifier, if we may know it.
-pub type Permit<'a, E> = dyn Fn(Option<Lsn>, Option<String>) -> Pin<Box<dyn Future<Output = Result<(), E>> + 'a>> + 'a;
+/// confirmed, if it is there, and may ask the server.
+pub type Permit<'a, E> = dyn Fn(Option<Lsn>, Server) -> Pin<Box<dyn Future<Output = Result<(), E>> + 'a>> + 'a;
+
+/// A server, before anything is streamed from it.
+pub struct Server(Control);
+
+impl Server {
+    /// Which log it writes.
+    pub async fn log(&self) -> Result<Log, SourceError> {
+        self.0.log().await
+    }
+}
+
+/// Which log a server writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Of the database cluster; `None` when we may not know it yet.
+    pub system_identifier: Option<String>,
+    /// `None` for a standby, and when we may not know it yet.
+    pub timeline: Option<u32>,
+    /// Its end, as far as it can be streamed.
+    pub end_of_log: Lsn,
+}
 
 /// What whoever starts a stream has to say on the way.
 pub struct Start<'a, E> {
@@ -141,13 +162,15 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
             }
             Err(error) => return Err(error.into()),
         };
+        // Not before the slot was ours: until then somebody else may have published more of a log that has grown since.
+        let end_of_log = control.end_of_log().await?;
         info!(%slot, %confirmed, publications = %publications.join(", "), "streaming");
         let prepared = Prepared {
             confirmed,
             system_identifier: system.identifier,
             timeline: system.timeline,
             history: system.history,
-            end_of_log: system.end_of_log,
+            end_of_log,
             server_version: server.version,
             database: server.database,
             slot,

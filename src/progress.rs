@@ -286,6 +286,16 @@ pub fn same_system(progress: Option<&Progress>, here: &Origin) -> Result<(), Gap
     }
 }
 
+/// Whether the server's log is older or shorter than what was published from it: asked before anybody is fenced off, and
+/// again by `start`. The log is looked at after the record was read: until then somebody else may have published more.
+pub fn not_moved_back(progress: Option<&Progress>, timeline: u32, end_of_log: Lsn) -> Result<(), Gap> {
+    let Some(Progress { reached: Reached::End { end, .. }, origin, .. }) = progress else { return Ok(()) };
+    if (origin.timeline, *end) <= (timeline, end_of_log) {
+        return Ok(());
+    }
+    Err(Gap::LogMovedBack { end: *end, timeline: origin.timeline, end_of_log, here: timeline })
+}
+
 /// Whether a slot may be made, or the one that is there be read: asked before either.
 ///
 /// `slot` is what the slot has confirmed, if it is there.
@@ -313,21 +323,19 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
     let Reached::End { end, partial } = progress.reached else {
         return Ok(Start { published: found.confirmed, partial: None, never_came_to_be: None });
     };
-    let moved_back = Gap::LogMovedBack {
-        end,
-        timeline: progress.origin.timeline,
-        end_of_log: found.end_of_log,
-        here: found.origin.timeline,
-    };
+    not_moved_back(Some(progress), found.origin.timeline, found.end_of_log)?;
     let mut going_on = Start { published: end, partial, never_came_to_be: None };
-    if progress.origin.timeline == found.origin.timeline {
-        if end > found.end_of_log {
-            return Err(moved_back);
-        }
-    } else {
+    if progress.origin.timeline != found.origin.timeline {
         let left = found.history.iter().find(|(timeline, _)| *timeline == progress.origin.timeline);
-        // A newer timeline that does not come from ours, or an older one.
-        let Some(&(_, left)) = left else { return Err(moved_back) };
+        // A newer timeline that does not come from ours.
+        let Some(&(_, left)) = left else {
+            return Err(Gap::LogMovedBack {
+                end,
+                timeline: progress.origin.timeline,
+                end_of_log: found.end_of_log,
+                here: found.origin.timeline,
+            });
+        };
         // Where the last transaction commits of which something is published.
         let reached = partial.map_or(end, |partial| partial.commit.max(end));
         if end > left {

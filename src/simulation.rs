@@ -284,8 +284,6 @@ impl World {
             return;
         }
         let at = Lsn(self.rng.u64(self.confirmed.0..=end.0));
-        // Nobody knows of a position within a commit record.
-        let at = self.log.iter().find(|t| t.commit < at && at < t.end).map_or(at, |t| t.end);
         let mut progress = before;
         progress.epoch += u32::from(!is_planted(PlantedBug::EpochNotRaised));
         progress.reached = Reached::End { end: at, partial: None };

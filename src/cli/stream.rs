@@ -21,7 +21,7 @@ use crate::{
     lsn::Lsn,
     pipeline::{Commits, Error, Pipeline},
     postgres::{self, Start, Warned, Watch, assemble::Assembler, stream::PostgresSource, tables::Patterns},
-    progress::{self, Found, Gap, Origin, Progress},
+    progress::{self, Found, Gap, Origin, Progress, Reached},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
@@ -122,17 +122,28 @@ async fn permit(
     config: &Config,
     admission: &Arc<Admission>,
     slot: Option<Lsn>,
-    system: Option<String>,
+    server: postgres::Server,
 ) -> Result<(), Error> {
     let lost = |gap: Gap| Error::Source(SourceError::SlotLost(Box::new(gap)));
     let kafka = &config.sink.kafka;
     let progress = kafka::progress::read(kafka, &config.name, admission).await?;
-    let system_identifier = system.unwrap_or_default();
-    let origin = Origin { system_identifier, timeline: 0, slot: config.slot() };
+    let log = server.log().await?;
+    let origin = Origin {
+        system_identifier: log.system_identifier.unwrap_or_default(),
+        timeline: log.timeline.unwrap_or_default(),
+        slot: config.slot(),
+    };
     if !origin.system_identifier.is_empty() {
         progress::same_system(progress.as_ref(), &origin).map_err(lost)?;
     }
+    if log.timeline.is_some() {
+        progress::not_moved_back(progress.as_ref(), origin.timeline, log.end_of_log).map_err(lost)?;
+    }
     progress::may_begin(progress.as_ref(), slot, &origin.slot).map_err(lost)?;
+    if let (Some(Progress { reached: Reached::Creating, time, .. }), None) = (&progress, slot) {
+        let since = progress::date(*time);
+        info!(%since, "it was to begin then and has published nothing, and has no slot: it begins with what is committed from now on");
+    }
     if progress.is_none() {
         // So that a slot which is there without a word of ours is another's, or of a progress topic that was lost.
         let first = Progress::creating(1, origin, config.fingerprint(), now());
@@ -155,7 +166,7 @@ async fn connect<'a>(
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
         accept: &|tables| accept(config, tables),
-        permit: &|slot, system| Box::pin(permit(config, &admissions.sink, slot, system)),
+        permit: &|slot, server| Box::pin(permit(config, &admissions.sink, slot, server)),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
     let kafka = &config.sink.kafka;

@@ -19,7 +19,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext},
 };
 use tokio::sync::oneshot;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::{
     admission::Admission,
@@ -279,6 +279,7 @@ impl Reading<'_> {
         assignment.add_partition_offset(self.topic, 0, Offset::Offset(from)).map_err(place)?;
         consumer.assign(&assignment).map_err(place)?;
         let mut last: Option<Progress> = None;
+        let mut waits = false;
         loop {
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
@@ -300,7 +301,12 @@ impl Reading<'_> {
                     if visible >= end {
                         return Ok(last);
                     }
-                    debug!(visible, end, "waits for an open transaction to be given up");
+                    if !std::mem::replace(&mut waits, true) {
+                        info!(
+                            topic = self.topic,
+                            "waits for an open transaction to be given up, which hides the last record"
+                        );
+                    }
                 }
                 Some(Err(error)) => self.refuse(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))?,
                 None => {}

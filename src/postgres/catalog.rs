@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use postgres_types::{Kind, Oid, ToSql, Type};
+use postgres_types::{Kind, Oid, PgLsn, ToSql, Type};
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
     Client, Row,
@@ -14,12 +14,13 @@ use tokio_postgres::{
 };
 
 use super::{
+    Log,
     connect::{Connected, address, connect},
     fault::{Fault, Step, Who, sort},
     url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, TableKind, TypeFact},
 };
-use crate::{causes::told, source::SourceError};
+use crate::{causes::told, lsn::Lsn, source::SourceError};
 
 /// A question that takes longer is given up and asked again later: nothing may hang behind a lock of the monolith's.
 const STATEMENT_TIMEOUT: &str = "30s";
@@ -198,6 +199,27 @@ impl Control {
         }
     }
 
+    /// Which timeline the server writes; `None` for a standby, and when we may not know it yet.
+    async fn timeline(&self) -> Result<Option<u32>, SourceError> {
+        match self.query(TIMELINE, &[]).await {
+            Ok(rows) => Ok(rows[0].get::<_, Option<&str>>(0).and_then(|hex| u32::from_str_radix(hex, 16).ok())),
+            Err(SourceError::Refused(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The end of the server's log, as far as it can be streamed.
+    pub(crate) async fn end_of_log(&self) -> Result<Lsn, SourceError> {
+        let rows = self.query(END_OF_LOG, &[]).await?;
+        Ok(Lsn(rows[0].get::<_, Option<PgLsn>>(0).map_or(0, u64::from)))
+    }
+
+    /// Which log the server writes.
+    pub(crate) async fn log(&self) -> Result<Log, SourceError> {
+        let (system_identifier, timeline) = (self.system_identifier().await?, self.timeline().await?);
+        Ok(Log { system_identifier, timeline, end_of_log: self.end_of_log().await? })
+    }
+
     async fn is_standby(&self) -> Result<bool, SourceError> {
         let rows = self.query("SELECT pg_is_in_recovery()", &[]).await?;
         Ok(rows[0].get(0))
@@ -343,6 +365,13 @@ fn resolve(oid: Oid, known: &HashMap<Oid, KnownType>) -> TypeFact {
         }
     }
 }
+
+/// The file that the log is written to has it in its name; the control file may lag behind after a promotion.
+const TIMELINE: &str = "
+SELECT CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END";
+
+const END_OF_LOG: &str = "
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END";
 
 const TABLE: &str = "
 SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,

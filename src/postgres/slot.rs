@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    Start,
+    Server, Start,
     catalog::{ANSWER_TIMEOUT, CatalogTable, Control, ServerFacts},
     fault::{Fault, SlotFault, Sorted, Step, WAL_LEVEL, sort},
     publication::{
@@ -281,7 +281,7 @@ impl Control {
         self.check_names(&survey, config, server.version_num).await?;
         let mut plan = survey.plan(config, slot.as_ref().map(|slot| slot.confirmed))?;
         (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
-        (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), self.system_identifier().await?).await?;
+        (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), Server(self.clone())).await?;
         if slot.is_none() {
             plan.findings.extend(self.forgotten_slots(&name).await?);
         }

@@ -274,6 +274,20 @@ fn a_spill_that_fails_stops_and_what_it_held_arrives_later() {
     }
 }
 
+#[test]
+fn a_spill_that_fills_the_disk_stops_and_what_it_held_arrives_later() {
+    let db = database();
+    let dir = process::new_dir("disk");
+    let pipe = Pipe { rest: format!("limits: {{ memory: 8MiB }}\ndata_dir: {}", dir.display()), ..Pipe::of(&db) };
+    pipe.prepare();
+    let before = now(&db);
+    db.execute(LARGE);
+    let on_a_small_disk = pipe.run_apart(&format!("mount -t tmpfs -o size=1m none {}", dir.display()));
+    ends(on_a_small_disk, 1, &["No space left on device", "data_dir must be writable and have room"]);
+    assert!(!pipe.confirmed_past(&db, &before));
+    pipe.arrives("t", &(1..=20_000).collect::<Vec<_>>());
+}
+
 // Kafka.
 
 #[test]

@@ -34,10 +34,16 @@ impl Authority {
 
     /// A certificate for these names, and its key.
     fn issue(&self, names: &[&str]) -> (String, String) {
-        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.0).unwrap();
-        (certificate.pem(), key.serialize_pem())
+        (self.sign(names, &key, 4096), key.serialize_pem())
+    }
+
+    /// A certificate for these names and this key that is good until a year begins.
+    pub(crate) fn sign(&self, names: &[&str], key: &KeyPair, until: i32) -> String {
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        params.signed_by(key, &self.0).unwrap().pem()
     }
 
     /// A certificate for a client of this name, and its key: two files.

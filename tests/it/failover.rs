@@ -128,21 +128,21 @@ fn what_a_failover_has_undone_is_said_and_an_old_primary_is_refused() {
     let line = offshoot.wait_log("the fail-over has undone", DEADLINE);
     says(&line, &["WARN", "timeline=2", "from=", "to="]);
     println!("{line}");
-    stops(offshoot);
     assert_eq!(there.text("SELECT string_agg(id::text, ',' ORDER BY id) FROM t"), "1,3,4");
-    assert_eq!(kafka::shared().read_all(&pipe.topic("t")).len(), 4, "each once");
 
+    let restarts = offshoot.metric("offshoot_restarts_total");
     primary.start();
-    pipe.url = primary.url(&db.name);
-    pipe.ends(
+    Pipe { url: primary.url(&db.name), ..pipe.clone() }.ends(
         5,
         &["of timeline 2: the server's log ends at", "of timeline 1. It was moved back", "Connect to the right server"],
     );
     assert_eq!(progress(&pipe.name)["origin"]["timeline"], 2, "it wrote nothing");
-    // The right one takes it up as if nothing had been.
-    pipe.url = standby.url(&db.name);
+    // The right one has not noticed.
     there.execute("INSERT INTO t VALUES (5)");
-    pipe.arrives("t", &[1, 2, 3, 4, 5]);
+    offshoot.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka::shared(), "t") == [1, 2, 3, 4, 5]).then_some(()));
+    assert_eq!(offshoot.metric("offshoot_restarts_total"), restarts, "it was fenced off");
+    stops(offshoot);
+    assert_eq!(kafka::shared().read_all(&pipe.topic("t")).len(), 5, "each once");
 }
 
 #[test]

@@ -8,9 +8,11 @@ use std::{
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
+    producer::{BaseProducer, BaseRecord, Producer},
 };
 
 use crate::{
+    network,
     pipe::{DEADLINE, Pipe, now, says, stops},
     support::{
         kafka::{self, Broker},
@@ -153,6 +155,77 @@ fn a_position_that_resume_is_told_is_taken_to_the_transaction() {
     let (code, text) = pipe.command(&["resume", "--at", &after_first, "--yes"]);
     assert_eq!(code, 0, "{text}");
     pipe.arrives("t", &[2]);
+}
+
+#[test]
+fn a_start_that_was_held_up_before_it_took_the_slot_goes_on_where_another_has_come() {
+    let db = database();
+    let pipe = Pipe::of(&db);
+    pipe.prepare();
+    let (proxy, url) = network::before_postgres(&db);
+    proxy.hold("START_REPLICATION");
+    let mut late = Pipe { url, ..pipe.clone() }.run();
+    late.wait("it to be about to take the slot", DEADLINE, |_| proxy.holds().then_some(()));
+    // It has seen the end of the log. Another goes on from there, and ends.
+    db.execute("INSERT INTO t VALUES (1)");
+    pipe.arrives("t", &[1]);
+    proxy.let_go();
+    late.wait_ready(DEADLINE);
+    db.execute("INSERT INTO t VALUES (2)");
+    late.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka::shared(), "t") == [1, 2]).then_some(()));
+    stops(late);
+    assert_eq!(kafka::shared().read_all(&pipe.topic("t")).len(), 2, "each once");
+}
+
+#[test]
+fn a_slot_that_goes_before_anything_was_published_is_made_again_and_that_is_said() {
+    let db = database();
+    let pipe = Pipe::of(&db);
+    pipe.prepare();
+    // A record as it stands before the first commit, and the slot of that start.
+    let (code, text) = pipe.command(&["drop", "--yes"]);
+    assert_eq!(code, 0, "{text}");
+    let slot = pipe.slot();
+    db.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+    db.execute("INSERT INTO t VALUES (1)");
+    db.execute(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    let mut offshoot = pipe.ready();
+    offshoot.wait_log("has published nothing, and has no slot: it begins with what is committed from now on", DEADLINE);
+    stops(offshoot);
+    // From here on the slot is one that events came from.
+    db.execute(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    pipe.ends(5, &["is not there any more"]);
+}
+
+/// What a reader of committed records sees as the end may be older than the last commit: somebody's transaction is open.
+#[test]
+fn progress_behind_an_open_transaction_is_waited_for() {
+    let db = database();
+    let kafka = kafka::shared();
+    let pipe = Pipe::of(&db);
+    let mut first = pipe.ready();
+    db.execute("INSERT INTO t VALUES (1)");
+    first.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka, "t") == [1]).then_some(()));
+    let mut client = kafka.client();
+    client.set("transactional.id", format!("{}.other", pipe.name));
+    let other: BaseProducer = client.create().unwrap();
+    other.init_transactions(DEADLINE).unwrap();
+    other.begin_transaction().unwrap();
+    let copy = serde_json::to_vec(&progress(&pipe, kafka)).unwrap();
+    other.send(BaseRecord::to(&progress_topic(&pipe)).key("progress").payload(&copy)).unwrap();
+    other.flush(DEADLINE).unwrap();
+    db.execute("INSERT INTO t VALUES (2)");
+    first.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka, "t") == [1, 2]).then_some(()));
+    first.kill();
+    let mut second = pipe.run();
+    second.wait_log("waits for an open transaction to be given up", DEADLINE);
+    assert_eq!(second.get("/readyz").map(|(status, _)| status), Some(503));
+    other.abort_transaction(DEADLINE).unwrap();
+    second.wait_ready(DEADLINE);
+    db.execute("INSERT INTO t VALUES (3)");
+    second.wait("a row to arrive", DEADLINE, |_| (pipe.ids(kafka, "t") == [1, 2, 3]).then_some(()));
+    stops(second);
+    assert_eq!(kafka.read_all(&pipe.topic("t")).len(), 3, "each once");
 }
 
 #[test]

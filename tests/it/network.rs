@@ -1,13 +1,19 @@
 //! A network that is slow, refuses or falls silent between Offshoot and its servers -> a topic that tells the table's
 //! history all the same, and words and numbers that say what is going on.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use crate::{
     outages::{DEADLINE, PAUSE, Walk},
+    pipe::{Pipe, stops},
     support::{
         kafka::{self, Broker, Options},
         postgres::{self, Db, V17},
+        process,
         program::{self, Offshoot},
         proxy::{Network, Proxy},
         servers,
@@ -23,7 +29,7 @@ fn database() -> Db {
 }
 
 /// A proxy in front of the database's server, and the URL that goes through it.
-fn before_postgres(db: &Db) -> (Proxy, String) {
+pub(crate) fn before_postgres(db: &Db) -> (Proxy, String) {
     let config: tokio_postgres::Config = db.url.parse().unwrap();
     let port = config.get_ports()[0];
     let proxy = Proxy::to(port);
@@ -31,14 +37,14 @@ fn before_postgres(db: &Db) -> (Proxy, String) {
     (proxy, url)
 }
 
-/// A broker with a listener that is reached, and advertised, through a proxy.
-fn behind_a_proxy() -> (Broker, Proxy) {
+/// A broker with a listener that is reached, and advertised under this name, through a proxy.
+fn behind_a_proxy(host: &str) -> (Broker, Proxy) {
     let port = servers::free_port();
     let proxy = Proxy::to(port);
     let usual = "PLAINTEXT://127.0.0.1:{port}";
     let options = Options::default()
         .property("listeners", &format!("{usual},CONTROLLER://127.0.0.1:{{controller_port}},PROXY://127.0.0.1:{port}"))
-        .property("advertised.listeners", &format!("{usual},PROXY://127.0.0.1:{}", proxy.port()))
+        .property("advertised.listeners", &format!("{usual},PROXY://{host}:{}", proxy.port()))
         .property("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXY:PLAINTEXT");
     (kafka::private(&options), proxy)
 }
@@ -123,7 +129,7 @@ fn postgres_falls_silent(silence: impl Fn(&Proxy), noticed_max: Duration, words:
 
 #[test]
 fn kafka_behind_a_slow_link_and_one_that_refuses() {
-    let (broker, proxy) = behind_a_proxy();
+    let (broker, proxy) = behind_a_proxy("127.0.0.1");
     let db = database();
     let mut walk = walk(&db, &db.url, &broker, &format!("127.0.0.1:{}", proxy.port()));
     let mut offshoot = walk.started();
@@ -143,7 +149,7 @@ fn kafka_behind_a_slow_link_and_one_that_refuses() {
 
 #[test]
 fn kafka_that_falls_silent_is_noticed() {
-    let (broker, proxy) = behind_a_proxy();
+    let (broker, proxy) = behind_a_proxy("127.0.0.1");
     let db = database();
     let mut walk = walk(&db, &db.url, &broker, &format!("127.0.0.1:{}", proxy.port()));
     let mut offshoot = walk.started();
@@ -160,4 +166,49 @@ fn kafka_that_falls_silent_is_noticed() {
     offshoot.wait("records again", DEADLINE, |o| (acknowledged(o)? > before).then_some(()));
     println!("publishes again after {:.1?}, {:?} restarts", began.elapsed(), restarts(&offshoot));
     walk.settle(offshoot, 0);
+}
+
+#[test]
+fn hosts_whose_names_are_gone_are_waited_for() {
+    const KAFKA: &str = "kafka.offshoot.test";
+    const POSTGRES: &str = "postgres.offshoot.test";
+    let (broker, to_kafka) = behind_a_proxy(KAFKA);
+    let db = database();
+    db.execute("CREATE TABLE t (id int PRIMARY KEY)");
+    let (to_postgres, url) = before_postgres(&db);
+    let brokers = format!("{KAFKA}:{}", to_kafka.port());
+    let pipe = Pipe { url: url.replace("127.0.0.1", POSTGRES), brokers, ..Pipe::of(&db) };
+    let dir = process::new_dir("names");
+    let (hosts, switch) = (dir.join("hosts"), dir.join("nsswitch.conf"));
+    // Written, not replaced: it is the file that is mounted.
+    let known = |names: &str| fs::write(&hosts, format!("127.0.0.1 localhost {names}\n")).unwrap();
+    known(&format!("{POSTGRES} {KAFKA}"));
+    fs::write(&switch, "hosts: files\n").unwrap();
+    let mount = |file: &Path, over: &str| format!("touch {over}; mount --bind {} {over}", file.display());
+    let script = format!("{}; {}", mount(&hosts, "/etc/hosts"), mount(&switch, "/etc/nsswitch.conf"));
+    let mut offshoot = pipe.run_apart(&script);
+    offshoot.wait_ready(DEADLINE);
+    let arrives = |offshoot: &mut Offshoot, ids: &[i64]| {
+        db.execute(&format!("INSERT INTO t VALUES ({})", ids.len()));
+        offshoot.wait("rows to arrive", DEADLINE, |_| (pipe.ids(&broker, "t") == ids).then_some(()));
+    };
+    arrives(&mut offshoot, &[1]);
+    let cut = |proxy: &Proxy| [Network::Refused, Network::Good].into_iter().for_each(|network| proxy.set(network));
+
+    known(KAFKA);
+    cut(&to_postgres);
+    retries(&mut offshoot, DEADLINE);
+    let unknown = format!("{POSTGRES}:{}: failed to lookup address", to_postgres.port());
+    offshoot.wait_log(&unknown, DEADLINE);
+    known(&format!("{POSTGRES} {KAFKA}"));
+    offshoot.wait_ready(DEADLINE);
+    arrives(&mut offshoot, &[1, 2]);
+
+    known(POSTGRES);
+    cut(&to_kafka);
+    offshoot.wait_log(&format!("Failed to resolve '{brokers}'", brokers = pipe.brokers), DEADLINE);
+    known(&format!("{POSTGRES} {KAFKA}"));
+    arrives(&mut offshoot, &[1, 2, 3]);
+    stops(offshoot);
+    assert_eq!(broker.read_all(&pipe.topic("t")).len(), 3, "each once");
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::support::{
+    apart::apart,
     kafka::{self, Broker, Record},
     postgres::Db,
     program::{self, Config, Offshoot},
@@ -76,6 +77,15 @@ impl Pipe {
     /// `offshoot run`.
     pub fn run(&self) -> Offshoot {
         Offshoot::run(binary(), &self.yaml())
+    }
+
+    /// `offshoot run` after `script` has made mounts that nobody else sees.
+    #[track_caller]
+    pub fn run_apart(&self, script: &str) -> Offshoot {
+        let config = Config::new(&self.yaml());
+        let mut command = Command::new(binary());
+        command.arg("run").arg("-c").arg(&config.path);
+        Offshoot::start(apart(script, &command), &config)
     }
 
     /// `offshoot run` until it streams.

@@ -1,6 +1,8 @@
 //! Passwords and certificates that are replaced while it runs: the stream goes on without a restart.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use rcgen::KeyPair;
 
 use crate::{
     connections::{Asking, Authority, FIRST_PASSWORD, Secured, asking, secured, with_table},
@@ -8,7 +10,7 @@ use crate::{
     support::{
         kafka,
         postgres::{self, Db, Version::V17},
-        process,
+        process::{self, User},
         program::Offshoot,
     },
 };
@@ -82,6 +84,36 @@ fn a_certificate_of_ours_is_replaced_while_it_streams() {
     let mut offshoot = pipe.ready();
     drop(issue(&other));
     goes_on(&pipe, &db, &mut offshoot, "the server refuses our certificate", || drop(issue(signer)));
+    stops(offshoot);
+}
+
+#[test]
+fn a_certificate_of_the_servers_that_has_expired_is_waited_for_while_it_streams() {
+    let dir = process::new_dir("rotation");
+    let authority = Authority::new("Offshoot's tests");
+    let (ca, key) = (authority.write(&dir, "ca.pem"), KeyPair::generate().unwrap());
+    let (certificate_file, key_file) = (dir.join("server.crt"), dir.join("server.key"));
+    let good_until = |year| fs::write(&certificate_file, authority.sign(&["localhost"], &key, year)).unwrap();
+    good_until(4096);
+    fs::write(&key_file, key.serialize_pem()).unwrap();
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+    if let Some(user) = User::ordinary() {
+        user.own(&key_file);
+    }
+    let file = |path: &Path| path.display().to_string();
+    let settings = [("ssl", "on"), ("ssl_cert_file", &file(&certificate_file)), ("ssl_key_file", &file(&key_file))];
+    let server = postgres::private(V17, &settings);
+    let db = with_table(&server);
+    let (port, password, name) = (server.port(), postgres::PASSWORD, &db.name);
+    let tls = format!("sslmode=verify-full&sslrootcert={}", ca.display());
+    let pipe = Pipe { url: format!("postgres://postgres:{password}@localhost:{port}/{name}?{tls}"), ..Pipe::of(&db) };
+    let mut offshoot = pipe.ready();
+    let serve = |year| {
+        good_until(year);
+        db.execute("SELECT pg_reload_conf()");
+    };
+    serve(2021);
+    goes_on(&pipe, &db, &mut offshoot, "certificate has expired: renew it there", || serve(4096));
     stops(offshoot);
 }
 

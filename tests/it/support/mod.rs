@@ -16,6 +16,7 @@ pub mod servers;
 pub mod postgres;
 pub mod pooler;
 pub mod proxy;
+pub mod apart;
 pub mod kafka;
 pub mod program;
 pub mod golden;

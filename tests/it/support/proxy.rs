@@ -55,6 +55,8 @@ struct State {
     /// Connections so far, and those of them that were silenced one by one.
     connections: u64,
     silenced: Vec<u64>,
+    /// What is held before it passes, and whether something is.
+    hold: Option<(&'static [u8], bool)>,
     over: bool,
 }
 
@@ -69,7 +71,16 @@ impl Proxy {
     /// In front of a port, which nobody need listen on yet.
     pub fn to(port: u16) -> Proxy {
         let (network, silenced) = (Network::Refused, Vec::new());
-        let state = State { network, dead_before: 0, cut_before: 0, changes: 0, connections: 0, silenced, over: false };
+        let state = State {
+            network,
+            dead_before: 0,
+            cut_before: 0,
+            changes: 0,
+            connections: 0,
+            silenced,
+            hold: None,
+            over: false,
+        };
         let shared = Shared { to: port, state: Mutex::new(state), changed: Condvar::new(), passed_bytes: 0.into() };
         let proxy = Proxy { port: servers::free_port(), shared: Arc::new(shared) };
         proxy.set(Network::Good);
@@ -91,6 +102,22 @@ impl Proxy {
         let mut state = self.shared.state();
         let last = state.connections;
         state.silenced.push(last);
+    }
+
+    /// Holds the connection that says these words, before it has said them, until `let_go`. Others pass.
+    pub fn hold(&self, words: &'static str) {
+        self.shared.state().hold = Some((words.as_bytes(), false));
+    }
+
+    /// Whether a connection is held.
+    pub fn holds(&self) -> bool {
+        self.shared.state().hold.is_some_and(|(_, holds)| holds)
+    }
+
+    /// Lets what is held pass.
+    pub fn let_go(&self) {
+        self.shared.state().hold = None;
+        self.shared.changed.notify_all();
     }
 
     /// Changes the network.
@@ -128,6 +155,18 @@ impl Drop for Proxy {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Waits while what was read is to be held.
+    fn wait_while_held(&self, read: &[u8]) {
+        let mut state = self.state();
+        match &mut state.hold {
+            Some((words, holds)) if read.windows(words.len()).any(|part| part == *words) => *holds = true,
+            _ => return,
+        }
+        while state.hold.is_some() && !state.over {
+            state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+        }
     }
 
     /// Waits until `bytes` of a connection may pass; `false` when the connection is cut.
@@ -201,6 +240,7 @@ fn pump(shared: &Shared, opened: Opened, mut from: &TcpStream, mut to: &TcpStrea
             read => Some(read.unwrap_or(0)),
         };
         let bytes = read.unwrap_or(0);
+        shared.wait_while_held(&chunk[..bytes]);
         if !shared.let_pass(opened, bytes as u64) || read == Some(0) || to.write_all(&chunk[..bytes]).is_err() {
             break;
         }
