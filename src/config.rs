@@ -18,6 +18,7 @@ use std::{
     io::{self, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +27,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use fault::Fault;
+pub(crate) use check::bad_topic;
+pub(crate) use fault::nearest;
 pub use mapping::{
     AggregateConfig, DataConfig, EventConfig, EventFormat, Mask, Ordered, TableConfig, TriggerConfig, Truncate,
     Unmapped,
@@ -40,6 +43,9 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// As it is written, to tell where something in it stands.
+    #[serde(skip)]
+    pub(crate) written: Written,
     /// `[a-z0-9_]{1,54}`: names the slot, the publication and, later, the transactional id.
     #[schemars(regex(pattern = r"^[a-z0-9_]{1,54}$"))]
     pub name: String,
@@ -81,6 +87,13 @@ pub struct Config {
     /// Probes and metrics.
     #[serde(default)]
     pub admin: Admin,
+}
+
+/// The text of a config file. Not printed: it may hold a secret.
+#[derive(Clone, Default)]
+pub(crate) struct Written {
+    file: Arc<str>,
+    text: Arc<str>,
 }
 
 /// `source`: the database.
@@ -354,12 +367,23 @@ impl Config {
     ) -> Result<Config, ConfigError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let config = tree::parse(text).and_then(|tree| {
-            let config = Config::deserialize(Walk::new(&tree, env))?;
+            let mut config = Config::deserialize(Walk::new(&tree, env))?;
+            config.written = Written { file: file.into(), text: text.into() };
             check::check(&config, &tree)?;
             checks.iter().try_for_each(|check| check(&config).map_err(|misfit| check::misfit(misfit, &tree)))?;
             Ok(config)
         });
         config.map_err(|flaw| ConfigError::Refused(Box::new(flaw.told(file, text))))
+    }
+
+    /// What is found wrong after the config was loaded, with its place in the file.
+    pub fn fault(&self, misfit: Misfit) -> Fault {
+        let Written { file, text } = &self.written;
+        let flaw = match tree::parse(text) {
+            Ok(tree) => check::misfit(misfit, &tree),
+            Err(flaw) => flaw,
+        };
+        flaw.told(file, text)
     }
 
     /// The slot's name.
@@ -443,6 +467,12 @@ impl From<String> for Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
+    }
+}
+
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)
     }
 }
 

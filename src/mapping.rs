@@ -7,6 +7,8 @@
 
 pub mod catalog;
 pub mod rules;
+pub(crate) mod resolve;
+pub(crate) mod paths;
 pub mod row;
 pub mod value;
 pub mod condition;

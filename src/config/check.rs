@@ -62,14 +62,13 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
         }
     }
     check_kafka(&config.sink.kafka, tree)?;
-    match &config.changes {
-        Some(changes) => check_changes(changes, tree)?,
-        None => {
-            return refuse(
-                &["changes"],
-                "nothing says what is to leave; write `changes: { tables: [public.*] }`".into(),
-            );
-        }
+    if let Some(changes) = &config.changes {
+        check_changes(changes, tree)?;
+    }
+    // Each way out that there is.
+    if config.changes.is_none() && config.events.is_empty() {
+        let said = "nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`";
+        return refuse(&["changes"], said.into());
     }
     if config.limits.memory < MEMORY_MIN {
         return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());
@@ -168,10 +167,15 @@ fn bad_template(template: &str) -> Option<String> {
         rest = after;
     }
     literal.push_str(rest);
-    if template.is_empty() || [".", ".."].contains(&template) || literal.len() > TOPIC_LEN_MAX {
+    if template.is_empty() { bad_topic("") } else if literal.is_empty() { None } else { bad_topic(&literal) }
+}
+
+/// Why Kafka would not have a topic of this name.
+pub(crate) fn bad_topic(name: &str) -> Option<String> {
+    if name.is_empty() || [".", ".."].contains(&name) || name.len() > TOPIC_LEN_MAX {
         return Some("it does not make a topic's name, which has 1 to 249 letters, digits, `.`, `_` and `-`".into());
     }
-    let illegal = literal.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c));
+    let illegal = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c));
     illegal.map(|c| format!("Kafka allows no `{c}` in a topic's name, only letters, digits, `.`, `_` and `-`"))
 }
 
@@ -198,6 +202,8 @@ fn locate(tree: &Node, path: &[&str], said: String) -> Flaw {
             },
             _ => match node.entry(step) {
                 Some((name, value)) => (node, key) = (value, Some(name)),
+                // A list of one may be written without brackets.
+                None if *step == "0" => continue,
                 None => break,
             },
         }

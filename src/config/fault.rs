@@ -138,7 +138,7 @@ impl Kind {
             Self::UnknownKey { key, known } => match not_built(&child(&key)) {
                 Some(said) => said.into(),
                 None if !is_plain(&key) => format!("unknown key{within}; the keys there are {}", listed(known)),
-                None => format!("unknown key `{key}`{within}; {}", nearest(&key, known, "the keys there are")),
+                None => format!("unknown key `{key}`{within}; {}", nearest_or_all(&key, known, "the keys there are")),
             },
             Self::MissingKey { key } => {
                 let mend = EXAMPLES.iter().find(|(of, _)| *of == child(key)).map(|(_, mend)| *mend);
@@ -146,7 +146,7 @@ impl Kind {
             }
             Self::UnknownWord { word, known } => match not_built(&format!("{path}={word}")) {
                 Some(said) => said.into(),
-                None => format!("`{path}` cannot be `{word}`; {}", nearest(&word, known, "write")),
+                None => format!("`{path}` cannot be `{word}`; {}", nearest_or_all(&word, known, "write")),
             },
             Self::Wrong(said) => format!("`{path}` {said}"),
             Self::Text(text) => text,
@@ -164,15 +164,21 @@ fn not_built(path: &str) -> Option<&'static str> {
 }
 
 /// The word that was probably meant, else all there are.
-fn nearest(word: &str, known: &[&str], all: &str) -> String {
-    /// Below this likeness a guess misleads more than it helps.
-    const LIKENESS_MIN: f64 = 0.6;
-    let likeness = |of: &str| strsim::normalized_damerau_levenshtein(&word.to_lowercase(), of);
-    let best = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    match best.filter(|best| likeness(best) >= LIKENESS_MIN) {
+fn nearest_or_all(word: &str, known: &[&str], all: &str) -> String {
+    match nearest(word, known) {
         Some(best) => format!("did you mean `{best}`?"),
         None => format!("{all} {}", listed(known)),
     }
+}
+
+/// The word that was probably meant.
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    /// Below this likeness a guess misleads more than it helps.
+    const LIKENESS_MIN: f64 = 0.6;
+    let word = word.to_lowercase();
+    let likeness = |of: &str| strsim::normalized_damerau_levenshtein(&word, &of.to_lowercase());
+    let best = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    best.copied().filter(|best| likeness(best) >= LIKENESS_MIN)
 }
 
 /// `a`, `b` or `c`.

@@ -31,8 +31,8 @@ pub struct TableConfig {
 pub struct AggregateConfig {
     /// The root's table, `table` or `schema.table`.
     pub root: String,
-    /// Where its events go.
-    pub topic: String,
+    /// Where its events go; `<name>.<root's table>` when absent.
+    pub topic: Option<String>,
     /// Columns of the root that make the record's key; its primary key when absent.
     #[serde(default, deserialize_with = "one_or_many")]
     #[schemars(with = "OneOrMany<String>")]

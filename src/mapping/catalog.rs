@@ -2,6 +2,9 @@
 //!
 //! A plain value: `postgres/schema.rs` reads it, tests write it down.
 
+#[cfg(test)]
+pub(crate) mod samples;
+
 use postgres_types::Type;
 
 use crate::change::Identity;
@@ -86,6 +89,25 @@ impl Catalog {
 }
 
 impl CatalogTable {
+    /// `schema.table`.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// As SQL has it.
+    pub fn quoted(&self) -> String {
+        let quote = |name: &str| match name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+            true => name.to_owned(),
+            false => format!("\"{}\"", name.replace('"', "\"\"")),
+        };
+        format!("{}.{}", quote(&self.schema), quote(&self.name))
+    }
+
+    /// Whether the log says the old value of a column whenever its row changes or goes.
+    pub fn says_old(&self, column: usize) -> bool {
+        self.identity == Identity::Full || self.columns[column].identity
+    }
+
     /// The place of a column in `columns`.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)
@@ -95,4 +117,32 @@ impl CatalogTable {
 /// Schema and name of a table as a config has it.
 pub fn full_name(name: &str) -> (&str, &str) {
     name.split_once('.').unwrap_or(("public", name))
+}
+
+/// Whether a value of a type that can be stored out of line may be so large that it is.
+///
+/// Postgres moves no value of up to 24 bytes out of its row (`toast_tuple_find_biggest_attribute`), and some types say how long theirs
+/// get: `numeric(12,2)`, `char(2)`.
+pub fn may_be_toasted(ty: &Type, modifier: i32) -> bool {
+    const INLINE_BYTES_MAX: i32 = 24;
+    /// The length word, and what `numeric` adds to it.
+    const HEADER_BYTES: i32 = 4;
+    const NUMERIC_HEADER_BYTES: i32 = HEADER_BYTES + 4;
+    /// Of a character in any server encoding.
+    const CHARACTER_BYTES_MAX: i32 = 4;
+    match *ty {
+        Type::VARCHAR | Type::BPCHAR if modifier >= 4 => {
+            (modifier - 4).saturating_mul(CHARACTER_BYTES_MAX).saturating_add(HEADER_BYTES) > INLINE_BYTES_MAX
+        }
+        Type::NUMERIC if modifier >= 4 => {
+            // Two bytes hold four digits, and the point may part a group.
+            let precision = ((modifier - 4) >> 16) & 0xffff;
+            NUMERIC_HEADER_BYTES + (precision / 4 + 2) * 2 > INLINE_BYTES_MAX
+        }
+        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NUMERIC | Type::BYTEA | Type::JSON | Type::JSONB => true,
+        Type::BOOL | Type::CHAR | Type::INT2 | Type::INT4 | Type::INT8 | Type::OID | Type::FLOAT4 | Type::FLOAT8 => false,
+        Type::DATE | Type::TIME | Type::TIMETZ | Type::TIMESTAMP | Type::TIMESTAMPTZ | Type::INTERVAL => false,
+        Type::UUID | Type::MONEY | Type::MACADDR => false,
+        _ => !matches!(ty.kind(), postgres_types::Kind::Enum(_)),
+    }
 }

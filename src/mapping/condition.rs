@@ -12,3 +12,11 @@ pub struct Condition {
     /// Indexes into the root's columns that it names of `new`.
     pub new: Vec<usize>,
 }
+
+impl Condition {
+    /// Compiles a predicate.
+    pub fn compile(text: &str, _column: &dyn Fn(&str) -> Option<usize>) -> Result<Condition, String> {
+        let program = cel::Program::compile(text).map_err(|error| error.to_string())?;
+        Ok(Condition { text: text.into(), program, old: Vec::new(), new: Vec::new() })
+    }
+}

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use postgres_types::Type;
 
-use super::{condition::Condition, value::Writer};
+use super::{catalog::Catalog, condition::Condition, resolve, value::Writer};
 use crate::{
-    config::{Mask, Truncate, Unmapped},
+    config::{Config, Mask, Misfit, Truncate, Unmapped},
     sink::Topic,
 };
 
@@ -217,6 +217,14 @@ pub struct Because {
     pub event: usize,
     /// Index into the root's columns: it holds the primary key of that event's root. As it was, where the root is gone.
     pub via: usize,
+}
+
+impl Rules {
+    /// Resolves what a config says against the catalog; or all that is wrong with it, and all that it would need the replica for.
+    pub fn compile(config: &Config, catalog: &Catalog) -> Result<Rules, Vec<Misfit>> {
+        let resolved = resolve::resolve(config, catalog)?;
+        Ok(resolved.rules)
+    }
 }
 
 impl MappedTable {
