@@ -183,8 +183,9 @@ mod tests {
     #[test]
     fn what_is_late_again_and_again_and_never_gets_anywhere_lasts() {
         let late = || Err(Error::Sink(SinkError::Late("it took too long".into())));
-        // Late attempts with nothing between them that is not, and how many it takes.
-        let cases: [(fn(usize) -> bool, fn(usize) -> bool, usize); 3] = [
+        // Which attempts are late, in which something is committed, and how many it takes.
+        type Which = fn(usize) -> bool;
+        let cases: [(Which, Which, usize); 3] = [
             (|_| true, |_| false, 3),
             // Something was committed in each third.
             (|_| true, |attempt| attempt % 3 == 0 && attempt < 12, 12),

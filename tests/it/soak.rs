@@ -90,12 +90,16 @@ fn soak(delivery: &str, lives: usize) {
     let mut life = start();
     life.wait_ready(program::START_MAX);
     assert!(life.terminate(program::START_MAX).success());
-    workload.start(seed, Duration::from_millis(20));
+    // Many lives write less each, so that all of it can be compared in memory at the end.
+    workload.start(seed, Duration::from_millis(20) * lives.div_ceil(60) as u32);
 
     // How the server that is dead comes back.
     let mut away: Option<Box<dyn FnOnce() + '_>> = None;
     let (mut deaths, mut stops, mut servers) = (Vec::new(), 0, Servers { postgres: 0, kafka: 0, survived: 0 });
     for number in 1..=lives {
+        if number % 50 == 0 {
+            println!("{delivery}: life {number} after {:.0?}", began.elapsed());
+        }
         let mut life = start();
         if let Some(back) = away.take() {
             back();
@@ -165,7 +169,7 @@ fn soak(delivery: &str, lives: usize) {
     life.wait("everything to be confirmed", DEADLINE, |_| (confirmed() >= end).then_some(()));
     assert!(life.terminate(program::START_MAX).success());
 
-    let topic_read = workload::read(kafka, &topic, DEADLINE);
+    let topic_read = workload::read(kafka, &topic, DEADLINE * lives.div_ceil(100) as u32);
     let starts = lives + 2;
     let summary = workload.check(&topic_read, starts, &deaths);
     println!(
