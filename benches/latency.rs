@@ -164,7 +164,7 @@ fn bare(broker: &Broker, rate: Option<u64>, length: Duration) -> Vec<Duration> {
     let topic = broker.topic("bare");
     let mut client = broker.client();
     client.set("transactional.id", &topic).set("compression.codec", "lz4").set("linger.ms", "0");
-    let producer: BaseProducer = client.create().expect("the configuration is right");
+    let producer: Arc<BaseProducer> = Arc::new(client.create().expect("the configuration is right"));
     producer.init_transactions(DEADLINE).expect("the broker answers");
     let over = Arc::new(AtomicBool::new(false));
     let poller = {

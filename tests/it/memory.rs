@@ -66,14 +66,14 @@ fn a_transaction_of_2_000_000_rows_is_delivered_from_64_mib() {
 #[test]
 fn transactions_of_500_sessions_at_once_are_delivered_from_64_mib() {
     const SESSIONS: usize = 500;
-    const ROWS_EACH: usize = 10_000;
-    const ROWS: usize = SESSIONS * ROWS_EACH;
+    let rows_each = std::env::var("OFFSHOOT_TEST_ROWS").map_or(2_000, |rows| rows.parse().expect("a number"));
+    let all: usize = SESSIONS * rows_each;
     let server = postgres::private(V17, &[("max_connections", "520")]);
     let kafka = kafka::shared();
     server.session("postgres").execute("CREATE TABLE sold (id int PRIMARY KEY)");
     let name = kafka.topic_name("many").replace('.', "_");
-    let url = server.url("postgres");
-    let config = program::config(&name, &url, kafka.address(), &["public.sold"]);
+    let socket = server.socket_url("postgres");
+    let config = program::config(&name, &server.url("postgres"), kafka.address(), &["public.sold"]);
     let mut offshoot = Offshoot::run(Path::new(env!("CARGO_BIN_EXE_offshoot")), &config);
     offshoot.wait_ready(program::START_MAX);
 
@@ -81,13 +81,13 @@ fn transactions_of_500_sessions_at_once_are_delivered_from_64_mib() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let connect = |_| async {
-            let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+            let (client, connection) = tokio_postgres::connect(&socket, tokio_postgres::NoTls).await?;
             tokio::spawn(connection);
             Ok::<_, tokio_postgres::Error>(client)
         };
         let sessions = futures::future::try_join_all((0..SESSIONS).map(connect)).await.unwrap();
         let write = sessions.iter().enumerate().map(|(session, client)| {
-            let rows = format!("generate_series({}, {}) i", session * ROWS_EACH, (session + 1) * ROWS_EACH - 1);
+            let rows = format!("generate_series({}, {}) i", session * rows_each, (session + 1) * rows_each - 1);
             async move { client.batch_execute(&format!("BEGIN; INSERT INTO sold SELECT i FROM {rows}")).await }
         });
         futures::future::try_join_all(write).await.unwrap();
@@ -96,17 +96,17 @@ fn transactions_of_500_sessions_at_once_are_delivered_from_64_mib() {
     });
     let committed = began.elapsed();
     offshoot.wait("all records to be acknowledged", DEADLINE, |offshoot| {
-        (offshoot.metric("offshoot_records_acknowledged_total")? as usize == ROWS).then_some(())
+        (offshoot.metric("offshoot_records_acknowledged_total")? as usize == all).then_some(())
     });
     let delivered = began.elapsed();
     let (peak, cpu) = (offshoot.peak_memory().expect("it runs"), offshoot.process().cpu_time().expect("it runs"));
     println!(
-        "{SESSIONS} transactions of {ROWS_EACH} rows: committed after {committed:.1?}, delivered after {delivered:.1?}, \
+        "{SESSIONS} transactions of {rows_each} rows: committed after {committed:.1?}, delivered after {delivered:.1?}, \
          peak {:.1} MiB, processor {cpu:.1?}",
         peak as f64 / (1 << 20) as f64,
     );
     assert!(offshoot.terminate(program::START_MAX).success());
-    each_once(&format!("{name}.public.sold"), ROWS);
+    each_once(&format!("{name}.public.sold"), all);
     println!("read after {:.1?}", began.elapsed());
     assert!(peak < RESIDENT_BYTES_MAX, "{peak} bytes were resident");
 }

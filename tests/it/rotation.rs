@@ -12,6 +12,7 @@ use crate::{
         postgres::{self, Db, Version::V17},
         process::{self, User},
         program::Offshoot,
+        wait,
     },
 };
 
@@ -109,8 +110,11 @@ fn a_certificate_of_the_servers_that_has_expired_is_waited_for_while_it_streams(
     let pipe = Pipe { url: format!("postgres://postgres:{password}@localhost:{port}/{name}?{tls}"), ..Pipe::of(&db) };
     let mut offshoot = pipe.ready();
     let serve = |year| {
+        let reloads = || server.log().matches("received SIGHUP").count();
+        let before = reloads();
         good_until(year);
         db.execute("SELECT pg_reload_conf()");
+        wait::until(DEADLINE, "the server to take it", || reloads() > before);
     };
     serve(2021);
     goes_on(&pipe, &db, &mut offshoot, "certificate has expired: renew it there", || serve(4096));
