@@ -35,7 +35,9 @@ struct Topic {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (options, arguments): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|argument| argument.starts_with("--"));
-    let [brokers, names @ ..] = &arguments[..] else { return Err("usage: in_commit_order [--follow] BROKERS TOPIC...".into()) };
+    let [brokers, names @ ..] = &arguments[..] else {
+        return Err("usage: in_commit_order [--follow] BROKERS TOPIC...".into());
+    };
     let follow = options.iter().any(|option| option == "--follow");
     let ends = consumer(brokers, "read_uncommitted")?;
     let mut topics = Vec::new();

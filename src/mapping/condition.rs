@@ -463,6 +463,8 @@ fn value<'a>(ty: &Type, bytes: &'a [u8]) -> Option<Box<dyn Val + 'a>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::mapping::{rules::MappedColumn, value::Writer};
 
@@ -630,4 +632,69 @@ mod tests {
         let error = holds("new.price > 10", None, Some(new)).unwrap_err();
         assert!(error.ends_with("new.price of public.orders is not in the text form of its type"), "{error}");
     }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Words that predicates are made of, in any order.
+        #[test]
+        fn no_text_is_a_panic(words in prop::collection::vec(prop::sample::select(WORDS), 0..12)) {
+            if let Ok(condition) = compiled(&words.concat()) {
+                let (old, new) = (cells(&BEFORE), cells(&AFTER));
+                let _ = condition.holds(&table(), Some(Cells { bytes: &old }), Some(Cells { bytes: &new }));
+                let _ = condition.holds(&table(), None, Some(Cells { bytes: &new }));
+            }
+        }
+    }
+
+    const WORDS: &[&str] = &[
+        "new",
+        "old",
+        ".status",
+        ".price",
+        ".id",
+        ".paid",
+        "['odd name']",
+        "new.id",
+        "old.price",
+        "new.paid",
+        "==",
+        "!=",
+        "<",
+        ">=",
+        " && ",
+        " || ",
+        "!",
+        "-",
+        "+",
+        "/",
+        "%",
+        " in ",
+        "(",
+        ")",
+        "[",
+        "]",
+        ",",
+        "{",
+        "}",
+        ":",
+        "?",
+        "null",
+        "true",
+        "1",
+        "2.5",
+        "3u",
+        "'x'",
+        "size(",
+        ".exists(x, ",
+        ".map(x, x",
+        "matches('(')",
+        "int(",
+        "type(",
+        ".?id",
+        "`a b`",
+        "\\",
+        "\"",
+        "é",
+    ];
 }
