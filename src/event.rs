@@ -1,6 +1,12 @@
 //! What happened in the business: an event of one aggregate, made of one committed transaction.
 
+use std::sync::Arc;
+
 use crate::mapping::rules::EventRule;
+
+/// What a transaction says of itself, for its events: values by the names of CloudEvents attributes, such as `correlationid`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Context(pub Vec<(Arc<str>, String)>);
 
 /// One event; its bytes live until the next one is made.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +21,7 @@ pub struct Event<'a> {
     pub previous_key: Option<&'a [u8]>,
     /// The primary key of the root's row, as text: several columns joined by `,`. It makes the id unique.
     pub row: &'a [u8],
-    /// JSON of its data; `None` is a tombstone of a state topic, which has no attributes either.
+    /// JSON of its data; `None` is a tombstone of a state topic.
     pub data: Option<&'a [u8]>,
     /// The event of the same transaction that it came of, with the primary key of that one's root.
     pub cause: Option<(&'a EventRule, &'a [u8])>,

@@ -313,3 +313,240 @@ fn hex(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend(bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]));
     out.push(b'"');
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use postgres_types::Type;
+
+    use super::*;
+    use crate::{
+        mapping::{
+            aggregate::Child,
+            rules::{Collection, MappedColumn, Trigger},
+            value::Writer,
+        },
+        sink::Topic,
+    };
+
+    fn column(name: &str, ty: Type) -> MappedColumn {
+        let writer = Writer::of(&ty, -1, None, None).unwrap();
+        MappedColumn {
+            name: name.into(),
+            ty,
+            modifier: -1,
+            decimal: None,
+            zone: None,
+            writer,
+            needed_by: String::new(),
+        }
+    }
+
+    fn table(name: &str, key_len: usize, columns: Vec<MappedColumn>) -> MappedTable {
+        MappedTable { schema: "public".into(), name: name.into(), columns, key_len, roles: Vec::new() }
+    }
+
+    fn field(column: usize) -> Field {
+        Field::Column { column, old: false, mask: None }
+    }
+
+    /// Orders with lines; `email` is hashed, `note` dropped.
+    fn rules(key_len: usize, key: Vec<usize>) -> Rules {
+        let topic = Arc::new(Topic { name: "shop.order".into(), table: "public.orders".into() });
+        let orders = vec![
+            column("id", Type::TEXT),
+            column("shop", Type::INT4),
+            column("email", Type::TEXT),
+            column("note", Type::TEXT),
+            column("total", Type::NUMERIC),
+        ];
+        let lines = vec![column("line", Type::INT4), column("order_id", Type::TEXT), column("sku", Type::TEXT)];
+        let data = vec![
+            ("id".into(), field(0)),
+            (
+                "to \"whom\"".into(),
+                Field::Object(vec![
+                    ("email".into(), Field::Column { column: 2, old: false, mask: Some(Mask::Sha256) }),
+                    ("note".into(), Field::Column { column: 3, old: false, mask: Some(Mask::Drop) }),
+                ]),
+            ),
+            ("was".into(), Field::Column { column: 4, old: true, mask: None }),
+            ("total".into(), field(4)),
+            (
+                "lines".into(),
+                Field::Each { collection: 0, data: vec![("sku".into(), field(2)), ("line".into(), field(0))] },
+            ),
+        ];
+        let event = EventRule {
+            name: "OrderPlaced".into(),
+            version: 1,
+            ce_type: "OrderPlaced.v1".into(),
+            aggregate: 0,
+            topic: topic.clone(),
+            subject: "orders".into(),
+            when: vec![Trigger::Created],
+            condition: None,
+            data,
+            because: None,
+            compact: false,
+        };
+        Rules {
+            tables: vec![table("orders", key_len, orders), table("order_line", 1, lines)],
+            aggregates: vec![Aggregate {
+                name: "Order".into(),
+                subject: "orders".into(),
+                root: 0,
+                topic,
+                key,
+                children: vec![Collection { name: "lines".into(), table: 1, link: 1 }],
+            }],
+            events: vec![event],
+            ..Rules::default()
+        }
+    }
+
+    fn row(values: &[Cell<'_>]) -> Cells<'static> {
+        let mut bytes = Vec::new();
+        values.iter().for_each(|value| value.write(&mut bytes));
+        Cells { bytes: bytes.leak() }
+    }
+
+    fn text(text: &str) -> Cell<'_> {
+        Cell::Text(text.as_bytes())
+    }
+
+    fn order(total: Cell<'_>) -> Cells<'static> {
+        row(&[text("a,1"), text("7"), text("x@example.com"), text("secret"), total])
+    }
+
+    fn line(line: &str, sku: &str, was: bool, is: bool) -> Child<'static> {
+        let cells = row(&[text(line), text("a,1"), text(sku)]);
+        let (before, after) = (was.then_some(cells), is.then_some(cells));
+        Child { collection: 0, row: NetRow { before, after }, was, is }
+    }
+
+    fn touched(
+        before: Option<Cells<'static>>,
+        after: Option<Cells<'static>>,
+        children: Vec<Child<'static>>,
+    ) -> Touched<'static> {
+        Touched { aggregate: 0, root: Some(NetRow { before, after }), root_key: None, children }
+    }
+
+    fn written(touched: &Touched<'_>) -> Result<String, Missing> {
+        let rules = rules(1, vec![0]);
+        let mut out = Vec::new();
+        write(&rules, &rules.events[0], touched, &mut out)?;
+        let text = String::from_utf8(out).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        Ok(text)
+    }
+
+    const EMAIL: &str = "b2a8e0ecdcbc8cfb5e4f5ed8b5a2e7b0";
+
+    fn parsed(touched: &Touched<'_>) -> serde_json::Value {
+        let mut value: serde_json::Value = serde_json::from_str(&written(touched).unwrap()).unwrap();
+        let hash = value["to \"whom\""]["email"].take();
+        let hash = hash.as_str().unwrap();
+        assert!(hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c)), "{hash}");
+        value["to \"whom\""]["email"] = EMAIL.into();
+        value
+    }
+
+    #[test]
+    fn a_created_root_is_told_with_its_children() {
+        let children =
+            vec![line("1", "SKU-1", false, true), line("2", "SKU-2", true, false), line("3", "a\"b", false, true)];
+        let told = parsed(&touched(None, Some(order(text("12.50"))), children));
+        let expected = serde_json::json!({
+            "id": "a,1",
+            "to \"whom\"": { "email": EMAIL },
+            "was": null,
+            "total": "12.50",
+            "lines": [{ "sku": "SKU-1", "line": 1 }, { "sku": "a\"b", "line": 3 }],
+        });
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_deleted_root_is_told_as_it_was_with_the_children_it_had() {
+        let moved = Child {
+            row: NetRow {
+                before: Some(row(&[text("4"), text("a,1"), text("then")])),
+                after: Some(row(&[text("4"), text("b"), text("now")])),
+            },
+            ..line("4", "", true, false)
+        };
+        let told = parsed(&touched(Some(order(text("9"))), None, vec![line("1", "SKU-1", true, false), moved]));
+        assert_eq!((&told["was"], &told["total"]), (&"9".into(), &"9".into()));
+        assert_eq!(told["lines"], serde_json::json!([{ "sku": "SKU-1", "line": 1 }, { "sku": "then", "line": 4 }]));
+    }
+
+    #[test]
+    fn masks_hash_the_text_and_drop_the_field() {
+        let told = written(&touched(None, Some(order(Cell::Null)), Vec::new())).unwrap();
+        // sha256sum of x@example.com
+        assert!(told.contains(SHA_OF_EMAIL), "{told}");
+        assert!(!told.contains("note") && !told.contains("secret"), "{told}");
+        let null = row(&[text("1"), text("7"), Cell::Null, Cell::Null, Cell::Null]);
+        assert!(written(&touched(None, Some(null), Vec::new())).unwrap().contains("{\"email\":null}"));
+    }
+
+    const SHA_OF_EMAIL: &str = "106ab2de3ae32f0e429961a20307e3a5e05d7b4dd6f25e8c2e5282de58208f00";
+
+    #[test]
+    fn an_unchanged_value_is_what_it_was_and_never_a_guess() {
+        let told = parsed(&touched(Some(order(text("9"))), Some(order(Cell::Unchanged)), Vec::new()));
+        assert_eq!((&told["was"], &told["total"]), (&"9".into(), &"9".into()));
+        let missing =
+            written(&touched(Some(order(Cell::Unknown)), Some(order(Cell::Unchanged)), Vec::new())).unwrap_err();
+        assert_eq!(
+            missing,
+            Missing::Unknown { table: "public.orders".into(), column: "total".into(), field: "OrderPlaced.was".into() }
+        );
+        let only_children = Touched { root: None, root_key: Some(b"a,1"), ..touched(None, None, Vec::new()) };
+        let missing = written(&only_children).unwrap_err();
+        assert!(missing.to_string().starts_with(
+            "tell OrderPlaced.to \"whom\".email: the transaction does not carry public.orders.email; `ALTER"
+        ));
+    }
+
+    #[test]
+    fn a_value_that_cannot_leave_is_named() {
+        let missing = written(&touched(None, Some(order(text("NaN"))), Vec::new())).unwrap_err();
+        assert!(
+            missing
+                .to_string()
+                .starts_with("tell OrderPlaced.total: public.orders.total has a value that cannot leave: it is NaN")
+        );
+    }
+
+    #[test]
+    fn keys_and_rows_are_texts() {
+        let said = |key_len, columns: Vec<usize>, as_of, touched: &Touched<'_>| {
+            let rules = rules(key_len, columns);
+            let (mut of_key, mut of_row) = (Vec::new(), Vec::new());
+            key(&rules, touched, as_of, &mut of_key).unwrap();
+            row_text(&rules, touched, as_of, &mut of_row);
+            (String::from_utf8(of_key).unwrap(), String::from_utf8(of_row).unwrap())
+        };
+        let touched = touched(
+            Some(order(text("1.50"))),
+            Some(row(&[text("b"), text("8"), Cell::Null, Cell::Null, text("2")])),
+            Vec::new(),
+        );
+        assert_eq!(said(1, vec![0], AsOf::Before, &touched), ("a,1".into(), "a,1".into()));
+        assert_eq!(said(1, vec![0], AsOf::Now, &touched), ("b".into(), "b".into()));
+        assert_eq!(said(2, vec![1, 0, 4], AsOf::Before, &touched), ("[7,\"a,1\",\"1.50\"]".into(), "a\\,1,7".into()));
+        assert_eq!(said(2, vec![4], AsOf::Now, &touched), ("2".into(), "b,8".into()));
+        let gone = Touched { root: touched.root.map(|root| NetRow { after: None, ..root }), ..touched.clone() };
+        assert_eq!(said(1, vec![0], AsOf::Now, &gone), ("a,1".into(), "a,1".into()));
+        let untouched = Touched { root: None, root_key: Some(b"c"), ..touched };
+        assert_eq!(said(1, vec![0], AsOf::Now, &untouched), ("c".into(), "c".into()));
+    }
+
+    fn row_text(rules: &Rules, touched: &Touched<'_>, as_of: AsOf, out: &mut Vec<u8>) {
+        super::row(rules, touched, as_of, out).unwrap();
+    }
+}

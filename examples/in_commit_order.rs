@@ -1,0 +1,126 @@
+//! Topics of one pipeline -> their events in the order in which the database committed them, one line each.
+//!
+//! `cargo run --example in_commit_order -- localhost:9092 shop.order shop.stock` ends when it has told all there is; `--follow` goes on.
+//!
+//! Kafka keeps the order within a partition only. `ce_sequence` compares as a string across partitions and topics, so events can be
+//! sorted by it; what remains is to know when none can come any more that belongs before. The pipeline has one producer, which
+//! commits its transactions one after the other. So when an event is seen, everything with a lower sequence has been written to Kafka
+//! already: it stands below the end that each partition has now. Hence, round by round: note how far we have seen; read every
+//! partition to its present end; tell what is not after the noted place. A topic in which nothing happens holds nobody up.
+
+use std::{collections::BTreeMap, env, error::Error, thread, time::Duration};
+
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    config::ClientConfig,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::Headers,
+};
+
+/// How long Kafka may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Between two looks at topics in which nothing happens.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Events by their sequence: a line each. A repeated one falls on itself.
+type Events = BTreeMap<String, String>;
+
+struct Topic {
+    name: String,
+    committed: BaseConsumer,
+    /// What is read next, by partition.
+    next: Vec<i64>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let (options, arguments): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let [brokers, names @ ..] = &arguments[..] else {
+        return Err("usage: in_commit_order [--follow] BROKERS TOPIC...".into());
+    };
+    let follow = options.iter().any(|option| option == "--follow");
+    let ends = consumer(brokers, "read_uncommitted")?;
+    let mut topics = Vec::new();
+    for name in names {
+        let committed = consumer(brokers, "read_committed")?;
+        let metadata = committed.fetch_metadata(Some(name), ANSWER_MAX)?;
+        let partitions = metadata.topics()[0].partitions().len();
+        topics.push(Topic { name: name.clone(), committed, next: vec![0; partitions] });
+    }
+    let mut events = Events::new();
+    let mut seen = String::new();
+    loop {
+        let settled = seen.clone();
+        let is_quiet = !read_all(&mut topics, &ends, &mut events)?;
+        if let Some((last, _)) = events.last_key_value() {
+            seen = seen.max(last.clone());
+        }
+        while let Some(event) = events.first_entry().filter(|event| event.key() <= &settled) {
+            println!("{}", event.remove());
+        }
+        if is_quiet && events.is_empty() {
+            if !follow {
+                return Ok(());
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+fn consumer(brokers: &str, isolation: &str) -> Result<BaseConsumer, KafkaError> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("isolation.level", isolation).set("group.id", "in_commit_order");
+    config.set("auto.offset.reset", "earliest").set("enable.auto.commit", "false");
+    config.set("enable.partition.eof", "true").create()
+}
+
+/// Reads every partition to the end that it has when this begins, or further; false when there was nothing new.
+fn read_all(topics: &mut [Topic], ends: &BaseConsumer, events: &mut Events) -> Result<bool, Box<dyn Error>> {
+    // All ends first: an event that is seen below has everything before it below these.
+    let mut targets = Vec::new();
+    for (index, topic) in topics.iter().enumerate() {
+        for partition in 0..topic.next.len() {
+            let (_, end) = ends.fetch_watermarks(&topic.name, partition as i32, ANSWER_MAX)?;
+            targets.push((index, partition, end));
+        }
+    }
+    let mut is_new = false;
+    for (index, partition, end) in targets {
+        is_new |= topics[index].read(partition, end, events)?;
+    }
+    Ok(is_new)
+}
+
+impl Topic {
+    fn read(&mut self, partition: usize, end: i64, events: &mut Events) -> Result<bool, Box<dyn Error>> {
+        if self.next[partition] >= end {
+            return Ok(false);
+        }
+        // What is written may not be committed yet.
+        let number = partition as i32;
+        while self.committed.fetch_watermarks(&self.name, number, ANSWER_MAX)?.1 < end {
+            thread::sleep(PAUSE);
+        }
+        let mut from = TopicPartitionList::new();
+        from.add_partition_offset(&self.name, number, Offset::Offset(self.next[partition]))?;
+        self.committed.assign(&from)?;
+        loop {
+            match self.committed.poll(ANSWER_MAX).ok_or("Kafka does not answer")? {
+                Ok(message) => {
+                    let headers = message.headers();
+                    let sequence = headers.and_then(|all| all.iter().find(|header| header.key == "ce_sequence"));
+                    let sequence = sequence.and_then(|header| header.value).ok_or("a record without ce_sequence")?;
+                    let sequence = String::from_utf8(sequence.to_vec())?;
+                    let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or(b"null")).into_owned();
+                    let line = format!("{sequence} {} {} {}", self.name, text(message.key()), text(message.payload()));
+                    events.insert(sequence, line);
+                }
+                Err(KafkaError::PartitionEOF(_)) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Markers of transactions have offsets too, and are no messages; so the end counts, not the last message's place.
+        self.next[partition] = end;
+        Ok(true)
+    }
+}
