@@ -1,3 +1,5 @@
-//! Change -> bytes of the records that tell of it. Pure.
+//! Change, message or event -> bytes of the records that tell of it. Pure.
 
 pub mod debezium;
+pub mod outbox;
+pub mod messages;

@@ -64,12 +64,16 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     check_kafka(&config.sink.kafka, tree)?;
     match &config.changes {
         Some(changes) => check_changes(changes, tree)?,
-        None => {
+        None if config.events.is_empty() && config.outbox.is_none() && config.messages.is_empty() => {
             return refuse(
                 &["changes"],
                 "nothing says what is to leave; write `changes: { tables: [public.*] }`".into(),
             );
         }
+        None => {}
+    }
+    if let Some(found) = super::outbox::misfit(config) {
+        return Err(misfit(found, tree));
     }
     if config.limits.memory < MEMORY_MIN {
         return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());
