@@ -5,10 +5,10 @@
 use std::env;
 
 use offshoot::{
-    change::{Old, Op, Row, Value},
+    change::{Asked, Content, LogicalMessage, Old, Op, Row, Value},
     lsn::Lsn,
     postgres::{
-        assemble::{Assembler, Step},
+        assemble::{Assembler, Kept, Step, Wanted},
         frame::Frame,
         pgoutput::{self, Message},
         wire::TableFacts,
@@ -48,24 +48,28 @@ pub fn assemble(bytes: &[u8]) {
 /// The commit LSN of each transaction up to the first error.
 fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<Lsn> {
     let spill = Spill { dir: env::temp_dir(), memory_max, file_max: 1 << 30 };
-    let mut assembler = Assembler::new(Box::new(|_, _, _| true), spill);
+    let wanted = Wanted { table: Box::new(|_, _, _| Asked::CHANGES), message: Box::new(|_| Kept::InOrder) };
+    let mut assembler = Assembler::new(wanted, spill);
     let (mut told, mut whole) = (Vec::new(), Vec::new());
     for lsn in (1..).map(Lsn) {
         let Some((len, rest)) = bytes.split_first_chunk::<2>() else { break };
         let Some((message, rest)) = rest.split_at_checked(u16::from_be_bytes(*len).into()) else { break };
         bytes = rest;
         let Ok(message) = pgoutput::decode(message) else { break };
-        told.extend(changes(&message).into_iter().map(|(table, op)| (lsn, table, content(op))));
+        told.extend(contents(lsn, &message));
         match assembler.push(lsn, message) {
             Ok(Step::More) => {}
             Ok(Step::Ask(_)) => assembler.answer(TableFacts::default()),
             Ok(Step::Done(mut transaction)) => {
-                for (lsn, table, content_told) in told.drain(..) {
-                    let change = transaction.next_change().expect("the spill file is there").expect("it was told");
-                    assert_eq!((change.lsn, change.table.oid), (lsn, table));
-                    assert_eq!(content(change.op), content_told);
+                for told in told.drain(..) {
+                    let found = transaction.next_content().expect("the spill file is there").expect("it was told");
+                    let found = match found {
+                        Content::Row(change) => (change.lsn, change.table.oid, row_change(change.op)),
+                        Content::Message(message) => logical(&message),
+                    };
+                    assert_eq!(found, told);
                 }
-                assert!(transaction.next_change().expect("the spill file is there").is_none());
+                assert!(transaction.next_content().expect("the spill file is there").is_none());
                 whole.push(transaction.commit.lsn);
                 assembler.recycle(transaction);
             }
@@ -75,22 +79,36 @@ fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<Lsn> {
     whole
 }
 
-/// The changes in a message, with the oids of their tables.
-fn changes<'a>(message: &Message<'a>) -> Vec<(u32, Op<'a>)> {
+/// Where it stands, the oid of its table, and what it says.
+type Told = (Lsn, u32, (char, Vec<WireRow>));
+
+/// What a message says, which stands at `lsn`.
+fn contents(lsn: Lsn, message: &Message<'_>) -> Vec<Told> {
+    let row = |table, op| (lsn, table, row_change(op));
     match *message {
-        Message::Insert { table, new } => vec![(table, Op::Insert { new })],
-        Message::Update { table, old, new } => vec![(table, Op::Update { old, new })],
-        Message::Delete { table, old } => vec![(table, Op::Delete { old })],
-        Message::Truncate { tables, .. } => tables.iter().map(|table| (table, Op::Truncate)).collect(),
+        Message::Insert { table, new } => vec![row(table, Op::Insert { new })],
+        Message::Update { table, old, new } => vec![row(table, Op::Update { old, new })],
+        Message::Delete { table, old } => vec![row(table, Op::Delete { old })],
+        Message::Truncate { tables, .. } => tables.iter().map(|table| row(table, Op::Truncate)).collect(),
+        Message::Logical { transactional, lsn, prefix, content } => {
+            vec![logical(&LogicalMessage { lsn, transactional, prefix, content })]
+        }
         _ => Vec::new(),
     }
+}
+
+/// What a message from `pg_logical_emit_message` is.
+fn logical(message: &LogicalMessage<'_>) -> Told {
+    let kind = if message.transactional { 'M' } else { 'm' };
+    let parts = [message.prefix.as_bytes(), message.content].map(|part| (kind, 0, part.to_vec()));
+    (message.lsn, 0, (kind, parts.to_vec()))
 }
 
 /// A row as the wire has it: kind, number of values, and these.
 type WireRow = (char, u16, Vec<u8>);
 
 /// What a change is, and a copy of its rows.
-fn content(op: Op<'_>) -> (char, Vec<WireRow>) {
+fn row_change(op: Op<'_>) -> (char, Vec<WireRow>) {
     let row = |kind, row: Row<'_>| (kind, row.columns, row.bytes.to_vec());
     let old_row = |old| match old {
         Old::Identity(old) => row('K', old),

@@ -28,10 +28,35 @@ pub struct Table {
     pub ancestors: Vec<(String, String)>,
     /// What the log says of old rows.
     pub identity: Identity,
+    /// Who asked for its rows.
+    pub asked: Asked,
     /// In the order of the row's values.
     pub columns: Vec<Column>,
     /// Indexes into `columns` of what names a row, in the key's own order; empty for a table without a key.
     pub key: Vec<usize>,
+}
+
+/// Who asked for the rows of a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// `changes`: a record per row change.
+    pub changes: bool,
+    /// `aggregates`: it is a root, or a child.
+    pub mapping: bool,
+    /// `outbox`: its new rows are records.
+    pub outbox: bool,
+}
+
+impl Asked {
+    /// Nobody did.
+    pub const NOBODY: Asked = Asked { changes: false, mapping: false, outbox: false };
+    /// `changes` alone.
+    pub const CHANGES: Asked = Asked { changes: true, ..Asked::NOBODY };
+
+    /// Whether anybody did.
+    pub fn is_any(self) -> bool {
+        self != Asked::NOBODY
+    }
 }
 
 /// One column of one shape of a table.
@@ -149,15 +174,40 @@ pub struct Change<'a> {
     pub op: Op<'a>,
 }
 
+/// What `pg_logical_emit_message` wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogicalMessage<'a> {
+    /// Where its record ends in the log.
+    pub lsn: Lsn,
+    /// It belongs to the transaction around it. Otherwise it stands alone, even if its transaction was rolled back.
+    pub transactional: bool,
+    /// What the writer called it.
+    pub prefix: &'a str,
+    /// Any bytes.
+    pub content: &'a [u8],
+}
+
+/// One thing that a transaction holds, in the order in which it was written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Content<'a> {
+    /// A row change.
+    Row(Change<'a>),
+    /// A message.
+    Message(LogicalMessage<'a>),
+}
+
 /// What is known of a transaction beside its changes.
+///
+/// A message that is not transactional is one of its own, without an id: `end` is where its record ends, and `lsn` the byte
+/// before that, so that it has a place in the order of commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// The transaction's id, as Begin told it (32 bits; it wraps).
+    /// The transaction's id, as Begin told it (32 bits; it wraps). 0 is none.
     pub xid: u32,
     /// Where the commit record starts: the transaction's place in the order of commits.
     pub lsn: Lsn,
     /// Where the commit record ends: what is confirmed to Postgres once the transaction is durable elsewhere.
     pub end: Lsn,
-    /// When it was committed, by the server's clock.
+    /// When it was committed, by the server's clock; for a message that stands alone, when we have read it.
     pub time: Micros,
 }

@@ -131,7 +131,7 @@ pub struct ResumeArguments {
     /// Begin again with a new slot, when the old one is gone
     #[arg(long, group = "from")]
     pub new_slot: bool,
-    /// The epoch of what is published from then on; one more than before when not said
+    /// The epoch of what is published from then on; above all that were before when not said
     #[arg(long, value_name = "N")]
     pub epoch: Option<u32>,
     /// Do not ask

@@ -9,6 +9,7 @@ mod walk;
 mod check;
 mod fault;
 mod mapping;
+mod outbox;
 mod schema;
 
 use std::{
@@ -32,6 +33,9 @@ pub(crate) use fault::nearest;
 pub use mapping::{
     AggregateConfig, DataConfig, EventConfig, EventFormat, Mask, Ordered, TableConfig, TriggerConfig, Truncate,
     Unmapped,
+};
+pub use outbox::{
+    ContextConfig, Converter, MessagesConfig, OnUpdate, OutboxColumns, OutboxConfig, OutboxField, Placement,
 };
 pub use schema::schema;
 use walk::Walk;
@@ -75,6 +79,13 @@ pub struct Config {
     /// TRUNCATE of a mapped table.
     #[serde(default)]
     pub truncate: Truncate,
+    /// What the application itself writes as events, into a table or as logical messages.
+    pub outbox: Option<OutboxConfig>,
+    /// Logical messages that leave as they are, by their prefix.
+    #[serde(default)]
+    pub messages: Vec<MessagesConfig>,
+    /// A logical message that tells of its transaction: correlation, trace.
+    pub context: Option<ContextConfig>,
     /// Replication origins, and values of `origin` in a context message, whose transactions are left out.
     #[serde(default)]
     pub ignore_origin: Vec<String>,
@@ -391,15 +402,20 @@ impl Config {
         self.source.slot.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))
     }
 
-    /// What of the changes is to leave.
-    pub fn changes(&self) -> &ChangesConfig {
-        self.changes.as_ref().expect("a config without a way out is refused when it is loaded")
+    /// Whether logical messages are asked for.
+    pub fn wants_messages(&self) -> bool {
+        let by_outbox = self.outbox.as_ref().is_some_and(|outbox| outbox.prefix.is_some());
+        by_outbox || !self.messages.is_empty() || self.context.is_some()
     }
 
-    /// What the index of a change in a transaction depends on: which of them become events. Another config or program may
-    /// count otherwise.
+    /// What the index of a step of a transaction depends on: what is in it, and what becomes of that. Another config or
+    /// program may count otherwise.
     pub fn fingerprint(&self) -> String {
-        let text = format!("{} {:?}", env!("CARGO_PKG_VERSION"), self.changes);
+        let Config { changes, outbox, messages, context, ignore_origin, tables, aggregates, events, .. } = self;
+        let Config { types, format, unmapped, truncate, .. } = self;
+        let mapped = (tables, aggregates, events, types, format, unmapped, truncate);
+        let version = env!("CARGO_PKG_VERSION");
+        let text = format!("{version} {changes:?} {outbox:?} {messages:?} {context:?} {ignore_origin:?} {mapped:?}");
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
         digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -408,6 +424,11 @@ impl Config {
     pub fn publication(&self) -> String {
         self.source.publication.clone().unwrap_or_else(|| format!("offshoot_{}", self.name))
     }
+}
+
+/// Schema and name of a table as a config has it: `table` of schema `public`, or `schema.table`.
+pub fn full_name(name: &str) -> (&str, &str) {
+    name.split_once('.').unwrap_or(("public", name))
 }
 
 #[cfg(test)]

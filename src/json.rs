@@ -63,6 +63,62 @@ pub fn base64_part(out: &mut Vec<u8>, bytes: &[u8]) {
     STANDARD.encode_slice(bytes, &mut out[start..]).expect("four characters for every three bytes were made room for");
 }
 
+/// A text is not one JSON object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a JSON object")]
+pub struct NotAnObject;
+
+/// The members of an object, each with its value's own text.
+pub fn members(text: &[u8]) -> Result<Vec<(String, &[u8])>, NotAnObject> {
+    // The object is known to be one before it is cut; so whatever stands where a member may begin is its name.
+    serde_json::from_slice::<std::collections::HashMap<String, serde::de::IgnoredAny>>(text)
+        .map_err(|_| NotAnObject)?;
+    let mut members = Vec::new();
+    let mut at = 1 + text.iter().position(|&c| c == b'{').ok_or(NotAnObject)?;
+    while let Some(start) = text[at..].iter().position(|&c| c == b'"').map(|found| at + found) {
+        let end = end_of_value(text, start);
+        let name = serde_json::from_slice(&text[start..end]).map_err(|_| NotAnObject)?;
+        let colon = end + text[end..].iter().position(|&c| c == b':').ok_or(NotAnObject)?;
+        let start = colon + 1;
+        at = end_of_value(text, start);
+        members.push((name, text[start..at].trim_ascii()));
+    }
+    Ok(members)
+}
+
+/// Where a value ends that begins at `start` or after it: at the comma or the bracket that is not its own.
+fn end_of_value(text: &[u8], start: usize) -> usize {
+    let (mut depth, mut quoted, mut escaped) = (0, false, false);
+    for (at, &c) in text.iter().enumerate().skip(start) {
+        match (quoted, c) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (true, b'"') => quoted = false,
+            (true, _) => {}
+            (false, b'"') => quoted = true,
+            (false, b'{' | b'[') => depth += 1,
+            (false, b'}' | b']' | b',' | b':') if depth == 0 => return at,
+            (false, b'}' | b']') => depth -= 1,
+            (false, _) => {}
+        }
+    }
+    text.len()
+}
+
+/// What a value says as text: a string without its quotes, anything else as it is written; `None` for null.
+pub fn text_of(value: &[u8]) -> Option<std::borrow::Cow<'_, [u8]>> {
+    match value.first() {
+        Some(b'n') => None,
+        Some(b'"') => serde_json::from_slice::<String>(value).ok().map(|text| text.into_bytes().into()),
+        _ => Some(value.into()),
+    }
+}
+
+/// Whether a text is one JSON value.
+pub fn is_json(text: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
+}
+
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGH_BITS: u64 = ONES * 0x80;
 const QUOTES: u64 = ONES * b'"' as u64;
@@ -127,6 +183,36 @@ mod tests {
         let mut out = Vec::new();
         string(&mut out, text).unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_object_is_cut_into_its_members() {
+        let text = br#" { "a" : 12.50 ,"b":{"x":[1,"}"]},"c\u0064":"q\"\\","n":null , "e":[ ] } "#;
+        let members = members(text).unwrap();
+        let told: Vec<_> = members.iter().map(|(n, v)| (n.as_str(), std::str::from_utf8(v).unwrap())).collect();
+        assert_eq!(
+            told,
+            [("a", "12.50"), ("b", r#"{"x":[1,"}"]}"#), ("cd", r#""q\"\\""#), ("n", "null"), ("e", "[ ]")]
+        );
+        let texts: Vec<_> = members.iter().map(|(_, v)| text_of(v).map(|t| t.into_owned())).collect();
+        assert_eq!(texts[0], Some(b"12.50".to_vec()));
+        assert_eq!((texts[2].clone(), texts[3].clone()), (Some(b"q\"\\".to_vec()), None));
+        assert_eq!(super::members(b"{}"), Ok(vec![]));
+        for none in ["", "[1]", "1", "{\"a\":}", "{\"a\":1} x", "null"] {
+            assert_eq!(super::members(none.as_bytes()), Err(NotAnObject), "{none}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn members_are_what_a_parser_finds(object: std::collections::BTreeMap<String, (String, Vec<i32>, Option<bool>)>) {
+            let text = serde_json::to_vec(&object).unwrap();
+            let found = members(&text).unwrap();
+            prop_assert_eq!(found.len(), object.len());
+            for (name, value) in found {
+                prop_assert_eq!(serde_json::from_slice::<(String, Vec<i32>, Option<bool>)>(value).unwrap(), object[&name].clone());
+            }
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod postgres;
 pub mod mapping;
 pub mod event;
 pub mod format;
+pub mod outlets;
 pub mod kafka;
 pub mod ledger;
 pub mod pipeline;

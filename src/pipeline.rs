@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep_until};
 #[cfg(test)]
 use crate::planted::{PlantedBug, is_planted};
 use crate::{
-    change::{Commit, Micros, Op},
+    change::{Commit, Micros},
     config::Delivery,
-    format::debezium::{EncodeError, Encoder},
     ledger::Ledger,
     lsn::Lsn,
+    outlets::{EncodeError, Leaves, Outlet, Outlets, RowOp, Step, StepError, Told},
     progress::{self, Found, Partial, Progress, Reached, Start},
     sink::{News, RecordBatch, Sink, SinkError, Ticket},
     source::{Item, Source, SourceError},
@@ -62,8 +62,8 @@ pub struct Pipeline<'a, S, K> {
     pub source: S,
     /// Where records go.
     pub sink: K,
-    /// Changes to records.
-    pub encoder: Encoder,
+    /// Transactions to records.
+    pub outlets: Outlets,
     /// What is in flight.
     pub ledger: Ledger,
     /// What the database says of itself and the slot.
@@ -109,7 +109,7 @@ pub enum Error {
         /// What the sink said.
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A change that cannot become a record.
+    /// A step of a transaction that cannot be told.
     #[error("{source}{}", to_skip(source, *commit))]
     Encode {
         /// Where its transaction's commit record starts.
@@ -131,8 +131,10 @@ pub enum Error {
 struct Sending {
     transaction: Transaction,
     ticket: Ticket,
-    /// How many of its changes have been encoded.
+    /// How many of its steps have been taken.
     index: u64,
+    /// It may be too large for one Kafka transaction.
+    splits: bool,
     /// Some of its records have been handed to the sink.
     flushed: bool,
     /// It waits until everything before it is committed.
@@ -349,7 +351,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     }
 
     /// Begins to send a transaction, unless it is published already.
-    fn open(&mut self, mut transaction: Transaction) -> Result<(), Error> {
+    fn open(&mut self, transaction: Transaction) -> Result<(), Error> {
         let commit = transaction.commit;
         self.count_transaction(&transaction);
         let Some(published) = self.start.published_of(&commit) else {
@@ -358,16 +360,63 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             self.pipe.source.recycle(transaction);
             return Ok(());
         };
-        for _ in 0..published {
-            let change = transaction.next_change().map_err(|source| Error::Spill { commit: commit.lsn, source })?;
-            if change.is_none() {
-                break;
-            }
-        }
         let held = self.pipe.commit_before == Some(commit.lsn) && self.is_uncommitted();
         let ticket = self.pipe.ledger.open(commit);
-        self.sending = Some(Sending { transaction, ticket, index: published, flushed: published > 0, held });
-        self.encode()
+        let splits = self.pipe.commits.delivery == Delivery::ExactlyOnce
+            && self.pipe.outlets.steps_max(transaction.len()) > self.pipe.commits.transaction_events_max;
+        let mut sending = Sending { transaction, ticket, index: 0, splits, flushed: published > 0, held };
+        match self.walk_to(&mut sending, published) {
+            Ok(Leaves::Yes) => {
+                self.sending = Some(sending);
+                self.encode()
+            }
+            Ok(Leaves::Ignored) => {
+                self.pipe.metrics.ignored_transactions.inc();
+                self.close(sending);
+                Ok(())
+            }
+            Err(error) => Err(self.failed(sending, error)),
+        }
+    }
+
+    /// Begins a transaction, and walks over those of its steps that are published.
+    fn walk_to(&mut self, sending: &mut Sending, published: u64) -> Result<Leaves, StepError> {
+        let Pipeline { outlets, found, .. } = &mut *self.pipe;
+        // Without progress nothing is read.
+        let epoch = self.progress.as_ref().map_or(1, |progress| progress.epoch);
+        let epoch = progress::epoch_of(epoch, found, sending.transaction.commit.lsn);
+        if outlets.begin(&sending.transaction, epoch)? == Leaves::Ignored {
+            return Ok(Leaves::Ignored);
+        }
+        while sending.index < published {
+            let step = Step { index: sending.index, now: 0, ticket: sending.ticket, out: None };
+            if outlets.step(&mut sending.transaction, step)?.is_none() {
+                break;
+            }
+            sending.index += 1;
+        }
+        sending.index = published;
+        Ok(Leaves::Yes)
+    }
+
+    /// Everything of a transaction has been sent.
+    fn close(&mut self, sending: Sending) {
+        self.pipe.ledger.close(sending.ticket);
+        self.pipe.source.recycle(sending.transaction);
+    }
+
+    /// A transaction does not go on: what of it is in the batch is taken out again.
+    fn failed(&mut self, sending: Sending, error: StepError) -> Error {
+        let commit = sending.transaction.commit.lsn;
+        match error {
+            StepError::Encode(source) => {
+                self.batch.records.retain(|record| record.ticket != sending.ticket);
+                self.pipe.untold = Some(commit);
+                self.sending = Some(sending);
+                Error::Encode { commit, source }
+            }
+            StepError::Spill(source) => Error::Spill { commit, source },
+        }
     }
 
     /// Goes on with a transaction that there was no room for.
@@ -384,24 +433,19 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let Some(mut sending) = self.sending.take_if(|sending| !sending.held) else { return Ok(()) };
         let now = (self.pipe.clock)();
         let commit = sending.transaction.commit;
-        let failed = |source| Error::Spill { commit: commit.lsn, source };
-        let splits = self.splits(&sending);
+        let splits = sending.splits;
         while self.has_room() && !(splits && self.uncommitted.events >= self.pipe.commits.transaction_events_max) {
-            let Some(change) = sending.transaction.next_change().map_err(failed)? else {
-                self.pipe.ledger.close(sending.ticket);
-                self.pipe.source.recycle(sending.transaction);
-                return Ok(());
-            };
             let first = self.batch.records.len();
-            let ticket = sending.ticket;
-            let encoded = self.pipe.encoder.encode(&commit, sending.index, &change, now, ticket, &mut self.batch);
-            if let Err(source) = encoded {
-                self.batch.records.retain(|record| record.ticket != ticket);
-                self.pipe.untold = Some(commit.lsn);
-                self.sending = Some(sending);
-                return Err(Error::Encode { commit: commit.lsn, source });
-            }
-            count_row(self.pipe.metrics, &change.op);
+            let step = Step { index: sending.index, now, ticket: sending.ticket, out: Some(&mut self.batch) };
+            let told = match self.pipe.outlets.step(&mut sending.transaction, step) {
+                Ok(Some(told)) => told,
+                Ok(None) => {
+                    self.close(sending);
+                    return Ok(());
+                }
+                Err(error) => return Err(self.failed(sending, error)),
+            };
+            count(self.pipe.metrics, &told);
             sending.index += 1;
             if splits {
                 self.batch.mark_from(first);
@@ -447,12 +491,6 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.pipe.sink.send(batch).map_err(|error| self.named(error))
     }
 
-    /// Whether a transaction is too large for one Kafka transaction.
-    fn splits(&self, sending: &Sending) -> bool {
-        self.pipe.commits.delivery == Delivery::ExactlyOnce
-            && sending.transaction.len() > self.pipe.commits.transaction_events_max
-    }
-
     /// Some records of the transaction that is being sent have left.
     fn flushed(&self) -> bool {
         self.sending.as_ref().is_some_and(|sending| sending.flushed)
@@ -493,7 +531,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 moved.then_some(committed_at + if events > 0 { STATUS_GAP } else { PROGRESS_INTERVAL })
             }
             (Delivery::ExactlyOnce, Some(sending)) => {
-                let full = self.splits(sending) && events >= commits.transaction_events_max;
+                let full = sending.splits && events >= commits.transaction_events_max;
                 (full || sending.held && (events > 0 || moved)).then_some(now)
             }
             (Delivery::ExactlyOnce, None) if events == 0 => moved.then_some(committed_at + PROGRESS_INTERVAL),
@@ -517,7 +555,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let end = self.reach();
         let commits = &self.pipe.commits;
         let partial = match &self.sending {
-            Some(sending) if open == 0 && self.splits(sending) && !sending.held => {
+            Some(sending) if open == 0 && sending.splits && !sending.held => {
                 if self.uncommitted.events < commits.transaction_events_max {
                     return Ok(());
                 }
@@ -647,19 +685,28 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
 
 /// How to go on without a transaction that cannot be told; a table without a topic is for the config to mend.
 fn to_skip(error: &EncodeError, commit: Lsn) -> String {
-    match error {
-        EncodeError::Topic { .. } => String::new(),
-        _ => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
+    match error.is_config() {
+        true => String::new(),
+        false => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
     }
 }
 
-fn count_row(metrics: &Metrics, op: &Op<'_>) {
-    match op {
-        Op::Insert { .. } => metrics.rows.insert.inc(),
-        Op::Update { .. } => metrics.rows.update.inc(),
-        Op::Delete { .. } => metrics.rows.delete.inc(),
-        Op::Truncate => metrics.rows.truncate.inc(),
+fn count(metrics: &Metrics, told: &Told) {
+    match told.row {
+        Some(RowOp::Insert) => metrics.rows.insert.inc(),
+        Some(RowOp::Update) => metrics.rows.update.inc(),
+        Some(RowOp::Delete) => metrics.rows.delete.inc(),
+        Some(RowOp::Truncate) => metrics.rows.truncate.inc(),
+        None => metrics.messages.inc(),
     };
+    for (outlet, records) in told.records.iter().filter(|(_, records)| *records > 0) {
+        let counter = match outlet {
+            Outlet::Changes => &metrics.told.changes,
+            Outlet::Outbox => &metrics.told.outbox,
+            Outlet::Messages => &metrics.told.messages,
+        };
+        counter.inc_by(*records);
+    }
 }
 
 #[cfg(test)]

@@ -149,7 +149,10 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
         replication.let_in();
         let start = async {
             let system = greeting.identify().await?;
-            Ok::<_, SourceError>((greeting.start(&slot, &publications, control.clone()).await?, system))
+            Ok::<_, SourceError>((
+                greeting.start(&slot, &publications, config.wants_messages(), control.clone()).await?,
+                system,
+            ))
         };
         let late = || Fault::StartTimeout { slot: slot.clone(), seconds: START_TIMEOUT.as_secs() }.passing();
         let (session, system) = match timeout(START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late())) {

@@ -108,6 +108,11 @@ impl Progress {
         Self { format: FORMAT, epoch, reached: Reached::Creating, origin, fingerprint, time, skipped: None }
     }
 
+    /// An epoch above all that ids were made with.
+    pub fn next_epoch(&self) -> u32 {
+        self.epoch + self.origin.timeline.max(1)
+    }
+
     /// The record's value.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("neither maps nor foreign types are in it")
@@ -153,6 +158,15 @@ pub struct Found {
     pub end_of_log: Lsn,
     /// As in `Progress`.
     pub fingerprint: String,
+}
+
+/// The epoch of a transaction, for ids and sequences of what it becomes: the same whenever it is published, and another after
+/// a fail-over, when its position can mean another transaction.
+///
+/// It counts the times that a person has said where to go on, and the timelines up to the one whose log the commit is in.
+pub fn epoch_of(epoch: u32, found: &Found, commit: Lsn) -> u32 {
+    let older = found.history.iter().find(|(_, left)| commit < *left).map(|(timeline, _)| *timeline);
+    epoch + older.unwrap_or(found.origin.timeline).max(1) - 1
 }
 
 /// Where a start goes on.
@@ -505,6 +519,19 @@ mod tests {
         assert_eq!(half.never_came_to_be, Some((Lsn(90), Lsn(100))));
         let and_half = start(Some(&partial(95, 100, 5)), &promoted(90)).unwrap();
         assert_eq!(and_half.never_came_to_be, Some((Lsn(90), Lsn(100))));
+    }
+
+    #[test]
+    fn an_epoch_is_the_same_whenever_and_rises_with_each_fail_over_and_each_resume() {
+        let primary = found(80, 300);
+        assert_eq!(epoch_of(1, &primary, Lsn(90)), 1);
+        let promoted = Found { origin: origin("7", 3), history: vec![(1, Lsn(90)), (2, Lsn(200))], ..found(80, 300) };
+        let epochs = [89, 90, 199, 200, 500].map(|commit| epoch_of(1, &promoted, Lsn(commit)));
+        assert_eq!(epochs, [1, 2, 2, 3, 3], "what was committed before a fail-over keeps its ids");
+        let progress = Progress { origin: origin("7", 3), ..at(250) };
+        assert_eq!(epoch_of(progress.next_epoch(), &promoted, Lsn(89)), 4, "who goes back repeats no id");
+        let creating = Progress { origin: origin("7", 0), ..at(0) };
+        assert_eq!((creating.next_epoch(), epoch_of(1, &Found { origin: origin("7", 0), ..primary }, Lsn(1))), (2, 1));
     }
 
     #[test]

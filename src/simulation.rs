@@ -27,16 +27,16 @@ use tracing::{
 };
 
 use crate::{
-    change::Micros,
-    config::{ChangesConfig, Delivery},
+    change::{Asked, Micros},
+    config::{Config, Delivery},
     exit::Exit,
-    format::debezium::Encoder,
     ledger::Ledger,
     lsn::Lsn,
+    outlets::Outlets,
     pipeline::{Commits, Error, Pipeline},
     planted::{PlantedBug, is_planted, plant},
     postgres::{
-        assemble::Assembler,
+        assemble::{Assembler, Kept, Wanted},
         compose::{self, Cell},
         stream::PostgresSource,
         wire::{Question, TableFacts, Wire},
@@ -70,7 +70,14 @@ struct Committed {
     keys: Vec<u8>,
     /// It also writes to a table that nobody asked for.
     other: bool,
+    /// It is a message that stands alone.
+    alone: bool,
 }
+
+/// Keys from here on are not of rows, but of messages.
+const FIRST_OF_MESSAGES: u8 = 4;
+/// The messages' prefix.
+const PREFIX: &str = "sim";
 
 /// A record that the broker has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -237,6 +244,13 @@ impl World {
         if self.rng.u8(..4) == 0 {
             return;
         }
+        if self.rng.u8(..10) == 0 {
+            let end = Lsn(self.position.0 + 48);
+            self.position = end;
+            self.xid += 1;
+            let (commit, keys) = (Lsn(end.0 - 1), vec![self.rng.u8(FIRST_OF_MESSAGES..6)]);
+            return self.log.push(Committed { xid: self.xid, commit, end, keys, other: false, alone: true });
+        }
         let rows = match self.rng.u8(..20) {
             0 => 0,
             1 => self.rng.usize(20..60),
@@ -248,7 +262,7 @@ impl World {
         self.position = end;
         let other = self.rng.u8(..3) == 0;
         self.xid += 1;
-        self.log.push(Committed { xid: self.xid, commit, end, keys, other });
+        self.log.push(Committed { xid: self.xid, commit, end, keys, other, alone: false });
     }
 
     /// A standby is promoted that had not received the end of the log; its copy of the slot may be behind.
@@ -285,7 +299,9 @@ impl World {
         }
         let at = Lsn(self.rng.u64(self.confirmed.0..=end.0));
         let mut progress = before;
-        progress.epoch += u32::from(!is_planted(PlantedBug::EpochNotRaised));
+        if !is_planted(PlantedBug::EpochNotRaised) {
+            progress.epoch = progress.next_epoch();
+        }
         progress.reached = Reached::End { end: at, partial: None };
         self.progress.push(progress);
         self.resumes.push(at);
@@ -590,8 +606,18 @@ impl SimWire {
             return;
         }
         for transaction in next {
-            let Committed { xid, commit, end, ref keys, other } = transaction;
+            let Committed { xid, commit, end, ref keys, other, alone } = transaction;
             let mut send = |message: &[u8]| self.payloads.push_back(compose::wal(Lsn(commit.0 - 1), message));
+            // What the envelope of a row would say of it.
+            let message = |index: usize, key: u8| {
+                let content = format!(r#"{{"key":{key},"txId":{xid},"sequence":"[\"{}\",\"{index}\"]"}}"#, commit.0);
+                compose::logical(!alone, end, PREFIX, content.as_bytes())
+            };
+            if alone {
+                send(&message(0, keys[0]));
+                self.sent = end;
+                continue;
+            }
             send(&compose::begin(commit, EPOCH + commit.0 as i64, xid));
             if !self.told_relations || world.rng.u8(..10) == 0 {
                 send(&compose::relation(TABLE, "public", "t", b'd', COLUMNS));
@@ -601,8 +627,13 @@ impl SimWire {
             if other {
                 send(&compose::insert(OTHER_TABLE, &[Cell::Text("1"), Cell::Null]));
             }
-            for key in keys {
-                send(&compose::insert(TABLE, &[Cell::Text(&key.to_string()), Cell::Text("x")]));
+            for (index, key) in keys.iter().enumerate() {
+                if *key >= FIRST_OF_MESSAGES {
+                    send(&compose::logical(true, commit, "unasked", b"x"));
+                    send(&message(index, *key));
+                } else {
+                    send(&compose::insert(TABLE, &[Cell::Text(&key.to_string()), Cell::Text("x")]));
+                }
             }
             if world.rng.u8(..8) == 0 {
                 // A keepalive inside a transaction: its position says nothing of what is done.
@@ -808,7 +839,7 @@ impl SimSink {
                 let digits = text[at..].split(|c: char| !c.is_ascii_digit()).next();
                 digits.expect("split gives one").parse().expect("digits")
             };
-            let key = number(&key, "\"id\":") as u8;
+            let key = key.parse().unwrap_or_else(|_| number(&key, "\"id\":") as u8);
             let xid = number(&payload, "\"txId\":") as u32;
             let commit = Lsn(number(&payload, "\"sequence\":\"[\\\""));
             let index = number(&payload, "\\\",\\\"");
@@ -905,6 +936,13 @@ impl Sink for SimSink {
     async fn close(self) {}
 }
 
+/// Rows by `changes`, messages by `messages`.
+fn config() -> Config {
+    let text = "{ name: sim, source: { postgres: postgres://u@h/d }, sink: { kafka: { brokers: \"k:1\" } }, \
+                changes: { tables: [public.t] }, messages: [{ prefix: sim, topic: sim.messages, key: key }] }";
+    Config::parse(text, "c", &|_| None).expect("a config")
+}
+
 /// One life: the program from its start until it is killed, or stopped when mercy says so.
 async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
     let (kill_after, stops_cleanly, seed) = {
@@ -924,8 +962,7 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
             () = sleep_until(stop_at) => return Attempt { result: Ok(()), progressed: false },
             wire = SimWire::connect(world, instance) => wire,
         };
-        let changes = ChangesConfig { tables: vec!["public.t".into()], ..ChangesConfig::default() };
-        let encoder = Encoder::new("sim", "sim", &changes).expect("the template is the default");
+        let outlets = Outlets::new(&config(), "sim").expect("the template is the default");
         let (found, budget, memory_max) = {
             let mut w = world.borrow_mut();
             let slot = "offshoot_sim".into();
@@ -941,12 +978,16 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
         };
         let (confirmed, timeline) = (found.confirmed, found.origin.timeline);
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 20 };
-        let assembler = Assembler::new(Box::new(|_, name, _| name == "t"), spill);
+        let wanted = Wanted {
+            table: Box::new(|_, name, _| Asked { changes: name == "t", ..Asked::NOBODY }),
+            message: Box::new(|prefix| if prefix == PREFIX { Kept::InOrder } else { Kept::No }),
+        };
+        let assembler = Assembler::new(wanted, spill);
         let sink = SimSink::connect(world, instance, wire.session);
         let mut pipeline = Pipeline {
             source: PostgresSource::new(wire, assembler, confirmed, || EPOCH),
             sink,
-            encoder,
+            outlets,
             ledger: Ledger::new(confirmed),
             found,
             commits: Commits {

@@ -1,6 +1,6 @@
 //! `Sink`: where records go, and how it is learnt that they are durable.
 
-use std::{error::Error, future::Future, ops::Range, sync::Arc};
+use std::{error::Error, fmt, future::Future, ops::Deref, ops::Range, sync::Arc};
 
 use crate::progress::Progress;
 
@@ -32,6 +32,23 @@ pub struct Topic {
     pub table: String,
 }
 
+/// What Kafka allows of a topic's name.
+pub const TOPIC_LEN_MAX: usize = 249;
+
+/// Whether Kafka takes such a name.
+pub fn is_topic_name(name: &str) -> bool {
+    let is_legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+    (1..=TOPIC_LEN_MAX).contains(&name.len()) && name.bytes().all(is_legal) && name != "." && name != ".."
+}
+
+/// How much was in a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    bytes: usize,
+    records: usize,
+    headers: usize,
+}
+
 /// One record of a batch; ranges point into `RecordBatch::bytes`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -51,9 +68,54 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     /// The header's key.
-    pub name: &'static str,
-    /// Its value, in `RecordBatch::bytes`.
-    pub value: Range<usize>,
+    pub name: HeaderName,
+    /// Its value, in `RecordBatch::bytes`; `None` is Kafka's null.
+    pub value: Option<Range<usize>>,
+}
+
+/// A header's key: one of the program's, or one of the config's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderName {
+    /// The program's.
+    Fixed(&'static str),
+    /// The config's.
+    Own(Arc<str>),
+}
+
+impl Header {
+    /// A header with a value.
+    pub fn new(name: impl Into<HeaderName>, value: Range<usize>) -> Header {
+        Header { name: name.into(), value: Some(value) }
+    }
+}
+
+impl From<&'static str> for HeaderName {
+    fn from(name: &'static str) -> Self {
+        HeaderName::Fixed(name)
+    }
+}
+
+impl From<&Arc<str>> for HeaderName {
+    fn from(name: &Arc<str>) -> Self {
+        HeaderName::Own(name.clone())
+    }
+}
+
+impl Deref for HeaderName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            HeaderName::Fixed(name) => name,
+            HeaderName::Own(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for HeaderName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
 }
 
 impl RecordBatch {
@@ -79,8 +141,20 @@ impl RecordBatch {
     /// What a record takes of the budget for records in flight: key, payload and header values.
     pub fn len_of(&self, record: &Record) -> usize {
         let len = |range: &Option<Range<usize>>| range.as_ref().map_or(0, |r| r.len());
-        let headers: usize = self.headers[record.headers.clone()].iter().map(|h| h.value.len()).sum();
+        let headers: usize = self.headers[record.headers.clone()].iter().map(|header| len(&header.value)).sum();
         len(&record.key) + len(&record.payload) + headers
+    }
+
+    /// How much is in it, to go back there.
+    pub fn mark(&self) -> Mark {
+        Mark { bytes: self.bytes.len(), records: self.records.len(), headers: self.headers.len() }
+    }
+
+    /// Takes out what was added since.
+    pub fn back_to(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.bytes);
+        self.records.truncate(mark.records);
+        self.headers.truncate(mark.headers);
     }
 
     /// Marks the records from this one on as of a transaction that is spread over several Kafka transactions.
@@ -92,7 +166,7 @@ impl RecordBatch {
             let own = self.headers[record.headers.clone()].to_vec();
             let from = self.headers.len();
             self.headers.extend(own);
-            self.headers.push(Header { name: SPLIT, value: start..start + 4 });
+            self.headers.push(Header::new(SPLIT, start..start + 4));
             record.headers = from..self.headers.len();
         }
     }

@@ -10,7 +10,7 @@ use crate::{
 /// What a source gives, in commit order.
 #[derive(Debug)]
 pub enum Item {
-    /// A committed transaction, whole.
+    /// A committed transaction, whole; or a message that stands alone.
     Transaction(Transaction),
     /// Nothing was committed up to here that the source has not given before: an idle keepalive.
     Progress(Lsn),

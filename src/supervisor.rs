@@ -8,7 +8,6 @@ use tracing::{error, info, warn};
 use crate::{
     causes::told,
     exit::Exit,
-    format::debezium::EncodeError,
     pipeline::Error,
     sink::SinkError,
     source::SourceError,
@@ -97,7 +96,7 @@ fn lasting(fault: &Error) -> Option<Exit> {
         Error::Source(error) => Some(error.into()),
         Error::Sink(error) => Some(error.into()),
         Error::Record { .. } => Some(Exit::Sink),
-        Error::Encode { source: EncodeError::Topic { .. }, .. } => Some(Exit::Config),
+        Error::Encode { source, .. } if source.is_config() => Some(Exit::Config),
         Error::Encode { .. } => Some(Exit::Undecodable),
         Error::Spill { .. } => Some(Exit::Unexpected),
     }
@@ -108,7 +107,8 @@ fn kind(fault: &Error) -> &'static str {
     match fault {
         Error::Source(SourceError::Passing(_)) => "source_passing",
         Error::Source(SourceError::Refused(_)) => "source_refused",
-        Error::Source(SourceError::Config(_)) | Error::Encode { source: EncodeError::Topic { .. }, .. } => "config",
+        Error::Source(SourceError::Config(_)) => "config",
+        Error::Encode { source, .. } if source.is_config() => "config",
         Error::Source(SourceError::SlotLost(_)) => "slot_lost",
         Error::Source(SourceError::SlotLimit(_)) => "slot_limit",
         Error::Source(SourceError::Undecodable(_)) | Error::Encode { .. } => "undecodable",

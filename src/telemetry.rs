@@ -150,6 +150,11 @@ pub struct Names {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutletLabel {
+    outlet: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpLabel {
     op: &'static str,
 }
@@ -175,6 +180,12 @@ pub struct Seams {
     pub transactions: Counter,
     /// Row changes read, by what was done.
     pub rows: Rows,
+    /// Logical messages read that were asked for.
+    pub messages: Counter,
+    /// Records that changes and messages became, by way out.
+    pub told: Told,
+    /// Transactions that were left out, since `ignore_origin` names where they came from.
+    pub ignored_transactions: Counter,
     /// Transactions that went to a spill file.
     pub spilled_transactions: Counter,
     /// Records handed to the sink.
@@ -239,6 +250,17 @@ pub struct Rows {
     pub truncate: Counter,
 }
 
+/// `offshoot_outlet_records_total`, a handle for each way out.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// `changes`
+    pub changes: Counter,
+    /// `outbox`
+    pub outbox: Counter,
+    /// `messages`
+    pub messages: Counter,
+}
+
 impl Deref for Metrics {
     type Target = Seams;
 
@@ -261,6 +283,8 @@ impl Metrics {
         let mut of = Book { registry: registry.sub_registry_with_prefix("offshoot") };
         let rows: Family<OpLabel, Counter> = of.family("rows", "Row changes read from Postgres, by operation");
         let row = |op| rows.get_or_create_owned(&OpLabel { op });
+        let told: Family<OutletLabel, Counter> = of.family("outlet_records", "Records made, by way out");
+        let outlet = |outlet| told.get_or_create_owned(&OutletLabel { outlet });
         let version: Info<Vec<(&str, &str)>> = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         of.registry.register("build", "The program that answers", version);
         let metrics = Self(Arc::new(Seams {
@@ -270,6 +294,12 @@ impl Metrics {
                 delete: row("delete"),
                 truncate: row("truncate"),
             },
+            told: Told { changes: outlet("changes"), outbox: outlet("outbox"), messages: outlet("messages") },
+            messages: of.plain("messages", "Logical messages read from Postgres that were asked for"),
+            ignored_transactions: of.plain(
+                "ignored_transactions",
+                "Transactions that were left out, since ignore_origin names where they came from",
+            ),
             transactions: of.plain("transactions", "Transactions read whole from Postgres"),
             spilled_transactions: of
                 .plain("spilled_transactions", "Transactions too large for memory, held in a spill file"),

@@ -1,4 +1,4 @@
-//! `Transaction`: the changes of one commit, in memory or, when they are too many, in a spill file without a name.
+//! `Transaction`: the changes and messages of one commit, in memory or, when they are too many, in a spill file without a name.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    change::{Change, Commit, Old, Op, Row, Table},
+    change::{Change, Commit, Content, LogicalMessage, Old, Op, Row, Table},
     lsn::Lsn,
 };
 
@@ -26,20 +26,25 @@ pub struct Spill {
     pub file_max: u64,
 }
 
-/// The changes of one transaction: written in order, then read once in order.
+/// What one transaction holds: written in order, then read once in order.
 ///
 /// Shape of a stored change, in memory and on disk: a fixed head (`HEAD` bytes: operation, kind of the old row, table,
-/// LSN, and length and column count of the old and of the new row), then the bytes of the rows as the wire had them.
+/// LSN, and length and column count of the old and of the new row), then the bytes of the rows as the wire had them. A
+/// message has its prefix in place of the old row, and its content in place of the new one.
 #[derive(Debug)]
 pub struct Transaction {
     /// Set when the commit has been read.
     pub commit: Commit,
+    /// Where it was replicated from (`pg_replication_origin`); `None` when it was written here.
+    pub origin: Option<String>,
+    /// The content of its last context message.
+    pub context: Option<Vec<u8>>,
     tables: Vec<Arc<Table>>,
     /// What has not been spilled yet while writing; the window on the file while reading.
     buffer: Vec<u8>,
     /// Where the next change starts in `buffer`.
     read: usize,
-    /// How many changes there are.
+    /// How many changes and messages there are.
     len: u64,
     spilled: Option<Spilled>,
 }
@@ -96,15 +101,24 @@ impl Transaction {
     /// An empty transaction.
     pub fn new() -> Self {
         let commit = Commit { xid: 0, lsn: Lsn::INVALID, end: Lsn::INVALID, time: 0 };
-        Self { commit, tables: Vec::new(), buffer: Vec::new(), read: 0, len: 0, spilled: None }
+        Self {
+            commit,
+            origin: None,
+            context: None,
+            tables: Vec::new(),
+            buffer: Vec::new(),
+            read: 0,
+            len: 0,
+            spilled: None,
+        }
     }
 
-    /// How many changes it holds, read or not.
+    /// How many changes and messages it holds, read or not.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether it holds no change.
+    /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -117,6 +131,7 @@ impl Transaction {
     /// Empties it and keeps its buffer, unless a large row has made that larger than `keep_max` bytes.
     pub fn clear(&mut self, keep_max: usize) {
         self.tables.clear();
+        (self.origin, self.context) = (None, None);
         self.buffer.clear();
         self.buffer.shrink_to(keep_max);
         (self.read, self.len, self.spilled) = (0, 0, None);
@@ -135,9 +150,26 @@ impl Transaction {
             Op::Delete { old: Old::Full(old) } => (b'D', b'O', old, none),
             Op::Truncate => (b'T', 0, none, none),
         };
+        self.append([tag, old_kind], table, lsn, [old, new], spill)
+    }
+
+    /// Appends a message.
+    pub fn push_message(&mut self, message: &LogicalMessage<'_>, spill: &Spill) -> Result<(), SpillError> {
+        let parts = [message.prefix.as_bytes(), message.content].map(|bytes| Row { bytes, columns: 0 });
+        self.append([b'M', u8::from(message.transactional)], 0, message.lsn, parts, spill)
+    }
+
+    fn append(
+        &mut self,
+        kind: [u8; 2],
+        table: u32,
+        lsn: Lsn,
+        [old, new]: [Row<'_>; 2],
+        spill: &Spill,
+    ) -> Result<(), SpillError> {
         let buffer = &mut self.buffer;
         buffer.reserve(HEAD + old.bytes.len() + new.bytes.len());
-        buffer.extend_from_slice(&[tag, old_kind]);
+        buffer.extend_from_slice(&kind);
         buffer.extend_from_slice(&table.to_ne_bytes());
         buffer.extend_from_slice(&lsn.0.to_ne_bytes());
         for row in [old, new] {
@@ -150,8 +182,8 @@ impl Transaction {
         if self.buffer.len() > spill.memory_max { self.spill(spill) } else { Ok(()) }
     }
 
-    /// The next change that has not been read.
-    pub fn next_change(&mut self) -> io::Result<Option<Change<'_>>> {
+    /// The next change or message that has not been read.
+    pub fn next_content(&mut self) -> io::Result<Option<Content<'_>>> {
         if !self.fill(HEAD)? {
             return Ok(None);
         }
@@ -166,8 +198,14 @@ impl Transaction {
         let old_at = self.read + HEAD;
         let new_at = old_at + old_len;
         self.read = new_at + new_len;
-        let old = Row { bytes: &self.buffer[old_at..new_at], columns: old_columns as u16 };
-        let new = Row { bytes: &self.buffer[new_at..self.read], columns: new_columns as u16 };
+        let (old, new) = (&self.buffer[old_at..new_at], &self.buffer[new_at..self.read]);
+        if tag == b'M' {
+            let prefix = std::str::from_utf8(old).map_err(|_| io::ErrorKind::InvalidData)?;
+            let message = LogicalMessage { lsn, transactional: old_kind == 1, prefix, content: new };
+            return Ok(Some(Content::Message(message)));
+        }
+        let old = Row { bytes: old, columns: old_columns as u16 };
+        let new = Row { bytes: new, columns: new_columns as u16 };
         let old = match old_kind {
             b'K' => Some(Old::Identity(old)),
             b'O' => Some(Old::Full(old)),
@@ -179,7 +217,7 @@ impl Transaction {
             b'D' => Op::Delete { old: old.expect("a delete was written with its old row") },
             _ => Op::Truncate,
         };
-        Ok(Some(Change { table: &self.tables[table], lsn, op }))
+        Ok(Some(Content::Row(Change { table: &self.tables[table], lsn, op })))
     }
 
     /// Ends the writing: what was spilled is read from its start.

@@ -12,11 +12,11 @@ use crate::{
     config::{Config, Delivery, KafkaConfig},
     exit::Exit,
     finding::{Finding, Level},
-    format::debezium::Encoder,
     kafka::{
         self,
         admin::{KafkaFault, KafkaFaultKind, KafkaReport, TopicFound},
     },
+    outlets::Outlets,
     postgres::{self, Inspection, SlotSeen},
     progress::{self, Origin, Progress, Reached},
     sink::SinkError,
@@ -102,8 +102,14 @@ fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>
         let (what, mend) = text.split_once("; ").unwrap_or((&text, "set `changes.topic`"));
         Finding::cross(what.into(), mend.into())
     };
-    let encoder = Encoder::new(&config.name, "", config.changes()).map_err(|error| misfit(&error))?;
-    encoder.topics(tables).map_err(|error| misfit(&error))
+    let outlets = Outlets::new(config, "").map_err(|error| misfit(&error))?;
+    let mut topics = outlets.topics(tables).map_err(|error| misfit(&error))?;
+    for messages in &config.messages {
+        if !topics.contains(&messages.topic) {
+            topics.push(messages.topic.clone());
+        }
+    }
+    Ok(topics)
 }
 
 async fn ask_kafka(config: &Config, topics: oneshot::Receiver<Vec<String>>) -> Findings {

@@ -97,7 +97,7 @@ async fn forget(config: &Config) -> Exit {
     let forgotten = async {
         let Some(progress) = kafka::progress::read(kafka, &config.name, &Arc::default()).await? else { return Ok(()) };
         let next = |_: Option<&Progress>| {
-            let mut next = Progress::creating(progress.epoch + 1, progress.origin, progress.fingerprint, now());
+            let mut next = Progress::creating(progress.next_epoch(), progress.origin, progress.fingerprint, now());
             next.skipped = progress.skipped;
             Ok(next)
         };

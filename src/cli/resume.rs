@@ -115,7 +115,8 @@ fn next(
         }
         (From::Position(at), _) => Reached::End { end: at, partial: None },
     };
-    let known = progress.map_or(0, |progress| progress.epoch);
+    // The highest that ids were made with.
+    let known = progress.map_or(0, |progress| progress.next_epoch() - 1);
     let epoch = epoch.unwrap_or(known + 1);
     if epoch <= known {
         return Err(Refusal::Epoch { epoch, known });

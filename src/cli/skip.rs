@@ -15,7 +15,9 @@ use crate::{
     pipeline::Error,
     postgres::{
         self, Start, Warned,
+        assemble::Kept,
         save::{SaveError, Saved, save},
+        tables::Patterns,
     },
     progress::{Origin, Progress, Reached, Skipped},
     source::SourceError,
@@ -92,7 +94,7 @@ async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<Exit,
         let name = format!("skipped-{}-{}.jsonl", config.name, arguments.lsn.to_string().replace('/', "-"));
         config.data_dir.join(name)
     });
-    let saved = save_to(&path, &mut session, end, arguments).await;
+    let saved = save_to(&path, &mut session, end, config, arguments).await;
     postgres::Wire::close(session).await;
     let saved = saved?;
     if !saved.has_position {
@@ -135,12 +137,15 @@ async fn save_to(
     path: &Path,
     session: &mut postgres::Session,
     end: crate::lsn::Lsn,
+    config: &Config,
     arguments: &SkipArguments,
 ) -> Result<Saved, Failure> {
     let failed = |source| Failure::File { path: path.to_owned(), source };
     let file = File::create(path).map_err(failed)?;
     let mut writer = BufWriter::new(file);
-    let saved = save(session, end, arguments.lsn, now, &mut writer).await?;
+    let patterns = Patterns::compile(config).map_err(|error| SourceError::Config(Box::new(error)))?;
+    let leaves = |prefix: &str| patterns.kept(prefix) == Kept::InOrder;
+    let saved = save(session, end, arguments.lsn, &leaves, now, &mut writer).await?;
     writer.flush().map_err(failed)?;
     // It is the only copy from now on.
     writer.get_ref().sync_all().map_err(failed)?;

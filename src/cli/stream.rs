@@ -15,12 +15,17 @@ use crate::{
     change::Micros,
     config::{Config, Delivery, SlotWalAction},
     exit::Exit,
-    format::debezium::Encoder,
     kafka::{self, producer::KafkaSink},
     ledger::Ledger,
     lsn::Lsn,
+    outlets::Outlets,
     pipeline::{Commits, Error, Pipeline},
-    postgres::{self, Start, Warned, Watch, assemble::Assembler, stream::PostgresSource, tables::Patterns},
+    postgres::{
+        self, Start, Warned, Watch,
+        assemble::{Assembler, Wanted},
+        stream::PostgresSource,
+        tables::Patterns,
+    },
     progress::{self, Found, Gap, Origin, Progress, Reached},
     source::SourceError,
     supervisor::{self, Attempt},
@@ -37,7 +42,7 @@ const MEMORY_PARTS: u64 = 3;
 /// Publishes until `shutdown` or a lasting fault.
 pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationToken) -> Exit {
     // Nothing is begun with a config that an attempt would stumble over.
-    let compiled = encoder(config, "").and_then(|_| patterns(config));
+    let compiled = outlets(config, "").and_then(|_| patterns(config));
     if let Err(why) = compiled {
         error!("failed to {why}");
         return Exit::Config;
@@ -185,15 +190,16 @@ async fn connect<'a>(
     let spill =
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
     let patterns = patterns(config).map_err(misfit)?;
-    let wanted = Box::new(move |schema: &str, table: &str, ancestors: Option<&[(String, String)]>| match ancestors {
-        Some(ancestors) => patterns.want(schema, table, ancestors),
-        None => patterns.want_gone(schema, table, prepared.publication_lists),
-    });
-    let source = PostgresSource::new(session, Assembler::new(wanted, spill), prepared.confirmed, now);
+    let source = PostgresSource::new(
+        session,
+        Assembler::new(wanted(patterns, prepared.publication_lists), spill),
+        prepared.confirmed,
+        now,
+    );
     let pipeline = Pipeline {
         source,
         sink: KafkaSink::connect(kafka, &config.name, memory as usize, &admissions.sink)?,
-        encoder: encoder(config, &prepared.database).map_err(misfit)?,
+        outlets: outlets(config, &prepared.database).map_err(misfit)?,
         ledger: Ledger::new(prepared.confirmed),
         found,
         commits: Commits {
@@ -211,17 +217,29 @@ async fn connect<'a>(
     Ok((pipeline, prepared.watch))
 }
 
-fn encoder(config: &Config, database: &str) -> Result<Encoder, String> {
-    Encoder::new(&config.name, database, config.changes()).map_err(|error| error.to_string())
+fn outlets(config: &Config, database: &str) -> Result<Outlets, String> {
+    Outlets::new(config, database).map_err(|error| error.to_string())
+}
+
+/// What the assembler keeps.
+fn wanted(patterns: Patterns, publication_lists: bool) -> Wanted {
+    let messages = patterns.clone();
+    Wanted {
+        table: Box::new(move |schema, table, ancestors| match ancestors {
+            Some(ancestors) => patterns.asked(schema, table, ancestors),
+            None => patterns.asked_gone(schema, table, publication_lists),
+        }),
+        message: Box::new(move |prefix| messages.kept(prefix)),
+    }
 }
 
 fn patterns(config: &Config) -> Result<Patterns, String> {
-    Patterns::compile(config.changes()).map_err(|error| error.to_string())
+    Patterns::compile(config).map_err(|error| error.to_string())
 }
 
 /// Whether rows of these tables can leave.
 fn accept(config: &Config, tables: &[(String, String)]) -> Result<(), String> {
-    encoder(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string())
+    outlets(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string())
 }
 
 /// Shows how far the slot is behind, lets tables join, and ends when the server keeps too much for the slot, or when what

@@ -65,10 +65,13 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     if let Some(changes) = &config.changes {
         check_changes(changes, tree)?;
     }
-    // Each way out that there is.
-    if config.changes.is_none() && config.events.is_empty() {
+    let Config { changes, events, outbox, messages, .. } = config;
+    if changes.is_none() && events.is_empty() && outbox.is_none() && messages.is_empty() {
         let said = "nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`";
         return refuse(&["changes"], said.into());
+    }
+    if let Some(found) = super::outbox::misfit(config) {
+        return Err(misfit(found, tree));
     }
     if config.limits.memory < MEMORY_MIN {
         return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());

@@ -20,7 +20,7 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use tracing::warn;
 
-use self::value::Encoding;
+pub(super) use self::value::Encoding;
 pub use self::{
     topic::{TemplateError, TopicError},
     value::Unfit,
@@ -138,12 +138,10 @@ impl Encoder {
         ticket: Ticket,
         out: &mut RecordBatch,
     ) -> Result<(), EncodeError> {
-        let before = (out.bytes.len(), out.records.len(), out.headers.len());
+        let before = out.mark();
         let written = self.append(commit, index, change, now, ticket, out);
         if written.is_err() {
-            out.bytes.truncate(before.0);
-            out.records.truncate(before.1);
-            out.headers.truncate(before.2);
+            out.back_to(before);
         }
         written
     }
@@ -553,7 +551,7 @@ impl Writer<'_> {
     /// A header whose value is a key that is in the batch already.
     fn header(&mut self, name: &'static str, key: &Key) -> Range<usize> {
         let start = self.out.headers.len();
-        self.out.headers.extend(key.clone().map(|value| Header { name, value }));
+        self.out.headers.extend(key.clone().map(|value| Header::new(name, value)));
         start..self.out.headers.len()
     }
 

@@ -872,7 +872,7 @@ fn produce(producer: &BaseProducer<Context>, batch: &RecordBatch, record: &Recor
         let headers = &batch.headers[record.headers.clone()];
         let all = OwnedHeaders::new_with_capacity(headers.len());
         out.headers = Some(headers.iter().fold(all, |all, header| {
-            all.insert(Header { key: header.name, value: Some(&batch.bytes[header.value.clone()]) })
+            all.insert(Header { key: &header.name, value: header.value.clone().map(|range| &batch.bytes[range]) })
         }));
     }
     producer.send(out).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
@@ -1169,7 +1169,7 @@ mod tests {
                     let at = batch.bytes.len();
                     batch.bytes.extend_from_slice(b"old key");
                     let first = batch.headers.len();
-                    batch.headers.push(crate::sink::Header { name: "__debezium.oldkey", value: at..at + 7 });
+                    batch.headers.push(crate::sink::Header::new("__debezium.oldkey", at..at + 7));
                     batch.records.last_mut().unwrap().headers = first..first + 1;
                 }
                 let record = batch.records.last().unwrap();

@@ -11,7 +11,7 @@ use std::{
 use postgres_types::{Kind, Type};
 
 use crate::{
-    change::{Column, Commit, Identity, Old, Op, Row, Table},
+    change::{Asked, Column, Commit, Identity, LogicalMessage, Old, Op, Row, Table},
     lsn::Lsn,
     postgres::{
         pgoutput::{DecodeError, Message, Relation},
@@ -20,9 +20,35 @@ use crate::{
     transaction::{Spill, SpillError, Transaction},
 };
 
-/// Says whether the rows of `schema`.`table`, a partition of the tables that follow, are asked for. Of a table that is gone
-/// nobody knows whose partition it was: `None`.
-pub type Wanted = Box<dyn Fn(&str, &str, Option<&[(String, String)]>) -> bool>;
+/// Says what is asked for.
+pub struct Wanted {
+    /// Who asks for the rows of `schema`.`table`, a partition of the tables that follow. Of a table that is gone nobody knows
+    /// whose partition it was: `None`.
+    pub table: Box<WantedTable>,
+    /// What becomes of messages with this prefix.
+    pub message: Box<dyn Fn(&str) -> Kept>,
+}
+
+/// Schema, table, ancestors -> who asks for it.
+pub type WantedTable = dyn Fn(&str, &str, Option<&[(String, String)]>) -> Asked;
+
+/// What becomes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nobody asks for it.
+    No,
+    /// It is part of its transaction.
+    InOrder,
+    /// It says something of its transaction, and of none when it stands alone. The last one counts.
+    Context,
+}
+
+impl Wanted {
+    /// All rows, as `changes` asks for them, and no messages.
+    pub fn all_rows() -> Wanted {
+        Wanted { table: Box::new(|_, _, _| Asked::CHANGES), message: Box::new(|_| Kept::No) }
+    }
+}
 
 /// Turns messages into transactions.
 pub struct Assembler {
@@ -129,11 +155,23 @@ pub enum AssembleError {
         /// Columns of the table.
         columns: usize,
     },
-    /// A message that we did not ask the server for.
-    #[error("a logical message with prefix {prefix:?}, which was not asked for")]
-    Unasked {
-        /// Its prefix.
+    /// Something that stands alone stands in a transaction.
+    #[error(
+        "a message with prefix {prefix:?} that is not transactional, inside the transaction that commits at {open}"
+    )]
+    Inside {
+        /// The message's prefix.
         prefix: String,
+        /// The open transaction's commit LSN.
+        open: Lsn,
+    },
+    /// A context message that is no context.
+    #[error("a context message of {bytes} bytes, with prefix {prefix:?}: it may have {CONTEXT_BYTES_MAX}")]
+    LargeContext {
+        /// The message's prefix.
+        prefix: String,
+        /// Bytes of its content.
+        bytes: usize,
     },
     /// Too large for memory, and the spill file fails.
     #[error(transparent)]
@@ -142,6 +180,8 @@ pub enum AssembleError {
 
 /// Buffers of a transaction that is handed back are kept up to this size.
 const SPARE_BYTES_MAX: usize = 1 << 20;
+/// A context message becomes headers of each event of its transaction, and stays in memory until then.
+const CONTEXT_BYTES_MAX: usize = 64 << 10;
 
 impl Assembler {
     /// Starts with nothing known: the server tells every shape again after START_REPLICATION.
@@ -191,8 +231,13 @@ impl Assembler {
                 self.types.insert(oid, (schema.into(), name.into()));
             }
             Message::Origin { .. } if self.open.is_none() => return Err(AssembleError::Outside { what: "an ORIGIN" }),
-            Message::Origin { .. } => {}
-            Message::Logical { prefix, .. } => return Err(AssembleError::Unasked { prefix: prefix.into() }),
+            Message::Origin { name, .. } => {
+                let open = self.open.as_mut().expect("it was just looked at");
+                open.transaction.origin = Some(name.into());
+            }
+            Message::Logical { transactional, lsn, prefix, content } => {
+                return self.message(&LogicalMessage { lsn, transactional, prefix, content });
+            }
         }
         Ok(Step::More)
     }
@@ -201,11 +246,11 @@ impl Assembler {
     pub fn answer(&mut self, facts: TableFacts) {
         let Some(shape) = self.asked.take() else { return };
         let ancestors = (!facts.gone).then_some(facts.ancestors.as_slice());
-        let wanted = (self.wanted)(&shape.schema, &shape.name, ancestors);
+        let asked = (self.wanted.table)(&shape.schema, &shape.name, ancestors);
         let oid = shape.oid;
-        let table = wanted.then(|| {
+        let table = asked.is_any().then(|| {
             self.versions += 1;
-            Arc::new(shape.complete(self.versions, &facts, &self.types))
+            Arc::new(shape.complete(self.versions, asked, &facts, &self.types))
         });
         self.tables.insert(oid, table);
     }
@@ -233,6 +278,40 @@ impl Assembler {
         transaction.commit = Commit { xid, lsn: commit, end, time };
         transaction.rewind(&self.spill)?;
         Ok(Step::Done(transaction))
+    }
+
+    fn message(&mut self, message: &LogicalMessage<'_>) -> Result<Step, AssembleError> {
+        let LogicalMessage { lsn, transactional, prefix, content } = *message;
+        let kept = (self.wanted.message)(prefix);
+        match (&mut self.open, transactional) {
+            (None, true) => return Err(AssembleError::Outside { what: "a transactional message" }),
+            (Some(open), false) => {
+                return Err(AssembleError::Inside { prefix: prefix.into(), open: open.commit });
+            }
+            (Some(open), true) => match kept {
+                Kept::No => {}
+                Kept::InOrder => open.transaction.push_message(message, &self.spill)?,
+                Kept::Context if content.len() > CONTEXT_BYTES_MAX => {
+                    return Err(AssembleError::LargeContext { prefix: prefix.into(), bytes: content.len() });
+                }
+                Kept::Context => open.transaction.context = Some(content.to_vec()),
+            },
+            (None, false) if kept == Kept::InOrder => {
+                // Where its record starts nobody says. It is longer than a byte, so this is after all that came before.
+                let begin = Lsn(lsn.0.saturating_sub(1));
+                if begin < self.last_end {
+                    return Err(AssembleError::Backwards { commit: begin, end: lsn, last_end: self.last_end });
+                }
+                let mut transaction = self.spare.take().unwrap_or_default();
+                transaction.push_message(message, &self.spill)?;
+                transaction.commit = Commit { xid: 0, lsn: begin, end: lsn, time: 0 };
+                transaction.rewind(&self.spill)?;
+                self.last_end = lsn;
+                return Ok(Step::Done(transaction));
+            }
+            (None, false) => {}
+        }
+        Ok(Step::More)
     }
 
     fn change(&mut self, lsn: Lsn, oid: u32, what: &'static str, op: Op<'_>) -> Result<(), AssembleError> {
@@ -285,7 +364,7 @@ impl Shape {
         Question { table: self.oid, types: types.collect() }
     }
 
-    fn complete(self, version: u64, facts: &TableFacts, types: &HashMap<u32, (String, String)>) -> Table {
+    fn complete(self, version: u64, asked: Asked, facts: &TableFacts, types: &HashMap<u32, (String, String)>) -> Table {
         let columns: Vec<Column> = self
             .columns
             .into_iter()
@@ -302,6 +381,7 @@ impl Shape {
             name: self.name,
             ancestors: facts.ancestors.clone(),
             identity: self.identity,
+            asked,
             columns,
             key,
         }
@@ -352,10 +432,13 @@ fn or_pg_catalog(schema: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::{
-        compose::{self, Cell},
-        pgoutput,
-        wire::TypeFact,
+    use crate::{
+        change::{Change, Content},
+        postgres::{
+            compose::{self, Cell},
+            pgoutput,
+            wire::TypeFact,
+        },
     };
 
     const COLUMNS: &[(bool, &str, u32, i32)] = &[(false, "note", 25, -1), (true, "b", 23, -1), (true, "a", 23, -1)];
@@ -363,7 +446,16 @@ mod tests {
 
     fn assembler(memory_max: usize) -> Assembler {
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 10_000 };
-        Assembler::new(Box::new(|_, name, _| name != "unwanted"), spill)
+        let table = |_: &str, name: &str, _: Option<&[(String, String)]>| match name {
+            "unwanted" => Asked::NOBODY,
+            _ => Asked::CHANGES,
+        };
+        let message = |prefix: &str| match prefix {
+            "unwanted" => Kept::No,
+            "ctx" => Kept::Context,
+            _ => Kept::InOrder,
+        };
+        Assembler::new(Wanted { table: Box::new(table), message: Box::new(message) }, spill)
     }
 
     fn push(assembler: &mut Assembler, lsn: u64, bytes: &[u8]) -> Result<Step, AssembleError> {
@@ -398,12 +490,55 @@ mod tests {
             panic!("the transaction is whole");
         };
         assert_eq!(transaction.commit, Commit { xid: 3, lsn: Lsn(50), end: Lsn(60), time: 9 });
-        let change = transaction.next_change().unwrap().unwrap();
+        let change = row(&mut transaction);
         assert!(matches!((change.lsn, change.op), (Lsn(10), Op::Insert { .. })));
-        let change = transaction.next_change().unwrap().unwrap();
+        let change = row(&mut transaction);
         assert_eq!((change.lsn, change.op, change.table.name.as_str()), (Lsn(12), Op::Truncate, "t"));
-        assert!(transaction.next_change().unwrap().is_none());
+        assert!(transaction.next_content().unwrap().is_none());
         assert!(!assembler.is_open());
+    }
+
+    #[track_caller]
+    fn row(transaction: &mut Transaction) -> Change<'_> {
+        match transaction.next_content().unwrap() {
+            Some(Content::Row(change)) => change,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn messages_stand_in_order_and_what_a_transaction_says_of_itself_beside_it() {
+        for memory_max in [0, 1 << 20] {
+            let mut assembler = assembler(memory_max);
+            tell(&mut assembler, &compose::relation(1, "public", "t", b'd', COLUMNS), TableFacts::default());
+            push(&mut assembler, 0, &compose::begin(Lsn(50), 9, 3)).unwrap();
+            push(&mut assembler, 0, &compose::origin(Lsn(5), "node_b")).unwrap();
+            push(&mut assembler, 10, &compose::insert(1, ROW)).unwrap();
+            for (prefix, content) in [("ctx", "one"), ("unwanted", "x"), ("audit", "two"), ("ctx", "three")] {
+                push(&mut assembler, 0, &compose::logical(true, Lsn(20), prefix, content.as_bytes())).unwrap();
+            }
+            let Step::Done(mut transaction) = push(&mut assembler, 50, &compose::commit(Lsn(50), Lsn(60), 9)).unwrap()
+            else {
+                panic!("the transaction is whole");
+            };
+            assert_eq!(transaction.origin.as_deref(), Some("node_b"));
+            assert_eq!(transaction.context.as_deref(), Some(&b"three"[..]), "the last one counts");
+            assert!(matches!(row(&mut transaction).op, Op::Insert { .. }));
+            let two = LogicalMessage { lsn: Lsn(20), transactional: true, prefix: "audit", content: b"two" };
+            assert_eq!(transaction.next_content().unwrap(), Some(Content::Message(two)));
+            assert_eq!(transaction.next_content().unwrap(), None);
+            assembler.recycle(transaction);
+            // One that stands alone is a transaction of its own; what it says of itself is said of nothing.
+            assert!(matches!(push(&mut assembler, 0, &compose::logical(false, Lsn(80), "ctx", b"")), Ok(Step::More)));
+            let alone = push(&mut assembler, 0, &compose::logical(false, Lsn(80), "audit", b"alone")).unwrap();
+            let Step::Done(mut alone) = alone else { panic!("{alone:?}") };
+            assert_eq!(alone.commit, Commit { xid: 0, lsn: Lsn(79), end: Lsn(80), time: 0 });
+            assert_eq!((alone.origin.clone(), alone.context.clone(), alone.len()), (None, None, 1));
+            assert!(matches!(
+                alone.next_content().unwrap(),
+                Some(Content::Message(LogicalMessage { transactional: false, content: b"alone", .. }))
+            ));
+        }
     }
 
     #[test]
@@ -428,12 +563,28 @@ mod tests {
             "a row of table oid 9, which no Relation message has told of"
         );
         assert_eq!(
+            refused(&mut begun(), &compose::logical(false, Lsn(9), "audit", b"")),
+            "a message with prefix \"audit\" that is not transactional, inside the transaction that commits at 0/32"
+        );
+        assert_eq!(
+            refused(&mut begun(), &compose::logical(true, Lsn(9), "ctx", &[b'x'; 70_000])),
+            "a context message of 70000 bytes, with prefix \"ctx\": it may have 65536"
+        );
+        assert_eq!(
             refused(&mut begun(), &compose::insert(1, &ROW[..2])),
             "a row of public.t with 2 values for 3 columns"
         );
         let mut assembler = begun();
         push(&mut assembler, 0, &compose::commit(Lsn(50), Lsn(60), 0)).unwrap();
         assert_eq!(refused(&mut assembler, &compose::insert(1, ROW)), "an INSERT outside a transaction");
+        assert_eq!(
+            refused(&mut assembler, &compose::logical(true, Lsn(61), "audit", b"")),
+            "a transactional message outside a transaction"
+        );
+        assert_eq!(
+            refused(&mut assembler, &compose::logical(false, Lsn(60), "audit", b"")),
+            "COMMIT from 0/3B to 0/3C after a transaction that ended at 0/3C"
+        );
         assert_eq!(refused(&mut assembler, &compose::commit(Lsn(50), Lsn(60), 0)), "a COMMIT outside a transaction");
         push(&mut assembler, 0, &compose::begin(Lsn(59), 0, 4)).unwrap();
         assert_eq!(
@@ -494,8 +645,9 @@ mod tests {
     fn who_asks_for_a_table_is_told_its_ancestors() {
         let spill = Spill { dir: std::env::temp_dir(), memory_max: 1, file_max: 1 };
         let root = |ancestors: &[(String, String)]| ancestors.iter().any(|(_, name)| name == "root");
-        let wanted: Wanted = Box::new(move |_, _, ancestors| ancestors.is_none_or(root));
-        let mut assembler = Assembler::new(wanted, spill);
+        let table: Box<WantedTable> =
+            Box::new(move |_, _, ancestors| Asked { changes: ancestors.is_none_or(root), ..Asked::NOBODY });
+        let mut assembler = Assembler::new(Wanted { table, ..Wanted::all_rows() }, spill);
         let facts = TableFacts { ancestors: vec![("public".into(), "root".into())], ..TableFacts::default() };
         tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), facts);
         tell(&mut assembler, &compose::relation(2, "public", "other", b'd', COLUMNS), TableFacts::default());
@@ -519,12 +671,12 @@ mod tests {
                 };
                 assert_eq!((transaction.len(), transaction.is_spilled()), (100, memory_max < 7000));
                 for lsn in 0..100 {
-                    let change = transaction.next_change().unwrap().unwrap();
+                    let change = row(&mut transaction);
                     assert_eq!(change.lsn, Lsn(lsn));
                     let Op::Update { old: Some(Old::Identity(old)), new } = change.op else { panic!("{change:?}") };
                     assert_eq!((old, new.values().count()), (new, 3));
                 }
-                assert!(transaction.next_change().unwrap().is_none());
+                assert!(transaction.next_content().unwrap().is_none());
                 assembler.recycle(transaction);
             }
         }

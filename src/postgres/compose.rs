@@ -103,6 +103,23 @@ pub(crate) fn truncate(tables: &[u32], options: u8) -> Vec<u8> {
     out
 }
 
+pub(crate) fn origin(commit: Lsn, name: &str) -> Vec<u8> {
+    let mut out = vec![b'O'];
+    out.extend(commit.0.to_be_bytes());
+    text(&mut out, name);
+    out
+}
+
+/// `end` is where the message's record ends.
+pub(crate) fn logical(transactional: bool, end: Lsn, prefix: &str, content: &[u8]) -> Vec<u8> {
+    let mut out = vec![b'M', transactional.into()];
+    out.extend(end.0.to_be_bytes());
+    text(&mut out, prefix);
+    out.extend((content.len() as u32).to_be_bytes());
+    out.extend(content);
+    out
+}
+
 fn row(out: &mut Vec<u8>, kind: u8, cells: &[Cell<'_>]) {
     out.push(kind);
     out.extend((cells.len() as u16).to_be_bytes());

@@ -424,7 +424,7 @@ async fn look_at_plan(
             None => {}
         }
     }
-    inspection.published = plan.tables;
+    inspection.published = plan.changes;
     Ok(())
 }
 

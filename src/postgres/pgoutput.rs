@@ -84,7 +84,7 @@ pub enum Message<'a> {
     Logical {
         /// It belongs to the transaction around it; otherwise it stands alone, whatever became of its transaction.
         transactional: bool,
-        /// Where it stands in the log.
+        /// Where its record ends in the log.
         lsn: Lsn,
         /// Its prefix.
         prefix: &'a str,
@@ -376,21 +376,13 @@ mod tests {
 
     /// One message of each kind and shape.
     fn messages() -> Vec<Vec<u8>> {
-        let mut origin = vec![b'O'];
-        origin.extend(5u64.to_be_bytes());
-        origin.extend(b"node_a\0");
         let mut ty = vec![b'Y'];
         ty.extend(16_400u32.to_be_bytes());
         ty.extend(b"public\0mood\0");
-        let mut logical = vec![b'M', 1];
-        logical.extend(6u64.to_be_bytes());
-        logical.extend(b"ctx\0");
-        logical.extend(3u32.to_be_bytes());
-        logical.extend(b"abc");
         vec![
             compose::begin(Lsn(7), 11, 3),
             compose::commit(Lsn(7), Lsn(9), 11),
-            origin,
+            compose::origin(Lsn(5), "node_a"),
             compose::relation(1, "public", "t", b'd', &[(true, "id", 23, -1), (false, "n", 1700, 655_366)]),
             ty,
             compose::insert(1, ROW),
@@ -400,7 +392,7 @@ mod tests {
             compose::delete(1, b'K', OLD),
             compose::delete(1, b'O', OLD),
             compose::truncate(&[1, 2], 3),
-            logical,
+            compose::logical(true, Lsn(6), "ctx", b"abc"),
         ]
     }
 

@@ -85,8 +85,10 @@ pub(crate) struct Plan {
     pub(crate) horizon: Option<u64>,
     /// Oids of the tables that are published when this is done.
     pub(crate) published: Vec<u32>,
-    /// The tables whose rows leave, schema and name.
+    /// The tables whose rows are read, schema and name.
     pub(crate) tables: Vec<(String, String)>,
+    /// Those of them that `changes` asks for.
+    pub(crate) changes: Vec<(String, String)>,
     /// What `check` says of the publications.
     pub(crate) findings: Vec<Finding>,
 }

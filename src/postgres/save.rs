@@ -55,11 +55,12 @@ pub enum SaveError {
 }
 
 /// Reads on until the first transaction that ends after `published` is whole, and writes it to `file`. `position` is what a
-/// person calls it by.
+/// person calls it by. A message that stands alone is a transaction of its own, if messages with its prefix leave.
 pub async fn save(
     wire: &mut impl Wire,
     published: Lsn,
     position: Lsn,
+    leaves: &dyn Fn(&str) -> bool,
     clock: fn() -> Micros,
     file: &mut impl Write,
 ) -> Result<Saved, SaveError> {
@@ -85,6 +86,16 @@ pub async fn save(
                     messages: 0,
                     has_position: commit == position,
                 });
+            }
+            if let Ok(Message::Logical { transactional: false, lsn: end, prefix, .. }) = known
+                && end > published
+                && leaves(prefix)
+            {
+                let commit = Lsn(end.0.saturating_sub(1));
+                write(file, start, message, known.as_ref().ok())?;
+                file.flush()?;
+                let has_position = [start, commit, end].contains(&position);
+                return Ok(Saved { xid: 0, commit, end, messages: 1, has_position });
             }
             let Some(saved) = &mut open else { continue };
             saved.messages += 1;
@@ -144,6 +155,11 @@ fn write(file: &mut impl Write, start: Lsn, message: &[u8], known: Option<&Messa
         Some(Message::Delete { table, old: Old::Identity(old) | Old::Full(old) }) => {
             line["table"] = (*table).into();
             line["old"] = row(old);
+        }
+        Some(Message::Logical { transactional, prefix, content, .. }) => {
+            line["transactional"] = (*transactional).into();
+            line["prefix"] = (*prefix).into();
+            line["content"] = String::from_utf8_lossy(content).into();
         }
         _ => {}
     }

@@ -233,13 +233,15 @@ impl Greeting {
         mut self,
         slot: &str,
         publications: &[String],
+        messages: bool,
         control: Control,
     ) -> Result<Session, SourceError> {
         let names = publications.iter().map(|name| quote_identifier(name)).collect::<Vec<_>>().join(",");
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}')",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}'{})",
             quote_identifier(slot),
-            names.replace('\'', "''")
+            names.replace('\'', "''"),
+            if messages { ", messages 'true'" } else { "" }
         );
         let mut out = BytesMut::new();
         frontend::query(&command, &mut out).map_err(|error| self.impossible(error))?;

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     causes::told,
+    change::Asked,
     config::{Config, Limits},
     finding::Finding,
     lsn::Lsn,
@@ -131,8 +132,9 @@ pub(crate) struct Survey {
 impl Survey {
     /// Whether the database has what the config names.
     pub(crate) fn check(&self, config: &Config, version_num: i32) -> Result<(), PatternError> {
-        let Some(changes) = &config.changes else { return Ok(()) };
-        Patterns::compile(changes)?.check(&self.tables)?;
+        let patterns = Patterns::compile(config)?;
+        patterns.check(&self.tables)?;
+        patterns.check_whole(&config.source.omit_columns)?;
         match config.source.omit_columns.first() {
             Some(column) if version_num < 150_000 => {
                 let why = "column lists are there from PostgreSQL 15 on; remove it".into();
@@ -160,13 +162,9 @@ impl Survey {
 
     /// What has to be done to the publications. `confirmed` is where the slot stands, if it is there.
     pub(crate) fn plan(&self, config: &Config, confirmed: Option<Lsn>) -> Result<Plan, SourceError> {
-        let patterns = config.changes.as_ref().map(Patterns::compile).transpose().map_err(misfit)?;
-        let of = |choose: fn(&Patterns, &'_ [CatalogTable]) -> Vec<CatalogTable>| {
-            patterns.as_ref().map(|patterns| choose(patterns, &self.tables)).unwrap_or_default()
-        };
-        let with_rows = of(|patterns, tables| patterns.with_rows(tables).into_iter().cloned().collect());
-        let wanted = of(|patterns, tables| patterns.choose(tables).into_iter().cloned().collect());
-        let wanted: Vec<_> = wanted.iter().collect();
+        let patterns = Patterns::compile(config).map_err(misfit)?;
+        let with_rows = patterns.with_rows(&self.tables);
+        let wanted = patterns.choose(&self.tables);
         if confirmed.is_some() {
             self.recall(&config.slot(), &wanted)?;
         }
@@ -178,8 +176,10 @@ impl Survey {
             }
             error => refused(error),
         })?;
-        let tables = with_rows.into_iter().map(|table| (table.schema, table.name)).collect();
-        Ok(Plan { tables, ..plan })
+        let named = |(table, _): &(&CatalogTable, Asked)| (table.schema.clone(), table.name.clone());
+        let tables = with_rows.iter().map(named).collect();
+        let changes = with_rows.iter().filter(|(_, asked)| asked.changes).map(named).collect();
+        Ok(Plan { tables, changes, ..plan })
     }
 }
 
@@ -280,7 +280,7 @@ impl Control {
         begin.warned.compare(&name, &survey, config)?;
         self.check_names(&survey, config, server.version_num).await?;
         let mut plan = survey.plan(config, slot.as_ref().map(|slot| slot.confirmed))?;
-        (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
+        (begin.accept)(&plan.changes).map_err(|why| SourceError::Config(why.into()))?;
         (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), Server(self.clone())).await?;
         if slot.is_none() {
             plan.findings.extend(self.forgotten_slots(&name).await?);
@@ -373,8 +373,8 @@ impl Control {
 
     /// A name that no table has may be a view's, a foreign table's or a temporary table's.
     async fn explain(&self, error: PatternError) -> Result<PatternError, SourceError> {
-        let PatternError::NoTable { pattern: table, .. } = &error else { return Ok(error) };
-        let table = table.clone();
+        let PatternError::NoTable { key, pattern: table, .. } = &error else { return Ok(error) };
+        let (key, table) = (*key, table.clone());
         let rows = self.query(RELATION_KIND, &[&table]).await?;
         let kind = rows.first().and_then(|row| match row.get::<_, &str>("kind") {
             "v" => Some("a view"),
@@ -384,7 +384,7 @@ impl Control {
             "S" => Some("a sequence"),
             _ => None,
         });
-        Ok(kind.map_or(error, |kind| PatternError::NotATable { table, kind }))
+        Ok(kind.map_or(error, |kind| PatternError::NotATable { key, table, kind }))
     }
 
     /// Runs a plan whole or not at all. `Fault::Busy` when a lock was in the way.

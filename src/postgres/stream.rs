@@ -97,7 +97,13 @@ impl<W: Wire> Source for PostgresSource<W> {
             match step.map_err(|reason| self.fault(reason))? {
                 Step::More => {}
                 Step::Ask(question) => self.asked = Some(question),
-                Step::Done(transaction) => return Ok(Some(Item::Transaction(transaction))),
+                Step::Done(mut transaction) => {
+                    if transaction.commit.xid == 0 {
+                        // The log does not say when a message was written that stands alone.
+                        transaction.commit.time = (self.clock)();
+                    }
+                    return Ok(Some(Item::Transaction(transaction)));
+                }
             }
         }
         Ok(None)

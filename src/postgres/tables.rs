@@ -1,26 +1,36 @@
-//! `changes.tables` and the catalog -> the tables that are asked for. Pure.
+//! Config and catalog -> the tables and messages that are asked for, and by whom. Pure.
 
 use std::collections::BTreeMap;
 
 use globset::{Glob, GlobMatcher};
 
-use super::catalog::CatalogTable;
-use crate::config::ChangesConfig;
+use super::{assemble::Kept, catalog::CatalogTable};
+use crate::{
+    change::Asked,
+    config::{Config, full_name},
+};
 
-/// The patterns of the config, compiled: `schema.table`, names or globs, and what is taken out again.
+/// What a config asks for: tables of `changes` by patterns, names or globs, less what is taken out again; tables of aggregates
+/// and the outbox by their names; messages by their prefixes.
 #[derive(Clone, Debug)]
 pub struct Patterns {
     tables: Vec<Pattern>,
     except: Vec<Pattern>,
+    /// `schema.table`
+    mapped: Vec<String>,
+    /// `schema.table`
+    outbox: Option<String>,
+    messages: Vec<Pattern>,
+    context: Option<String>,
 }
 
 /// A pattern that cannot be used, or finds nothing.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
     /// Not a glob.
-    #[error("read the pattern `{pattern}` of changes.{key}: {why}")]
+    #[error("read the pattern `{pattern}` of {key}: {why}")]
     Glob {
-        /// `tables` or `except`.
+        /// `changes.tables`, `changes.except` or `messages`.
         key: &'static str,
         /// As written.
         pattern: String,
@@ -28,8 +38,10 @@ pub enum PatternError {
         why: String,
     },
     /// No table has such a name.
-    #[error("find a table for `{pattern}` of changes.tables{}", nearest.as_ref().map(|name| format!("; the nearest is {name}")).unwrap_or_else(|| "; the database has none that can be published".into()))]
+    #[error("find a table for `{pattern}` of {key}{}", nearest.as_ref().map(|name| format!("; the nearest is {name}")).unwrap_or_else(|| "; the database has none that can be published".into()))]
     NoTable {
+        /// `changes.tables` or `outbox.table`.
+        key: &'static str,
         /// As written.
         pattern: String,
         /// The table with the most similar name.
@@ -45,17 +57,21 @@ pub enum PatternError {
     },
     /// It is there and is no table whose rows are in the log.
     #[error(
-        "publish {table}: it is {kind}, and the log has no rows of it; take it out of changes.tables, or name the tables that it reads from"
+        "publish {table}: it is {kind}, and the log has no rows of it; take it out of {key}, or name the tables that it reads from"
     )]
     NotATable {
+        /// `changes.tables` or `outbox.table`.
+        key: &'static str,
         /// `schema.table`.
         table: String,
         /// `a view`, `a foreign table` and so on.
         kind: &'static str,
     },
     /// A table by its name that the log knows nothing of.
-    #[error("publish {table}: it is unlogged; ALTER TABLE {table} SET LOGGED, or take it out of changes.tables")]
+    #[error("publish {table}: it is unlogged; ALTER TABLE {table} SET LOGGED, or take it out of {key}")]
     Unlogged {
+        /// `changes.tables` or `outbox.table`.
+        key: &'static str,
         /// `schema.table`.
         table: String,
     },
@@ -74,8 +90,8 @@ impl Pattern {
 }
 
 impl Patterns {
-    /// Compiles the patterns of a config.
-    pub fn compile(changes: &ChangesConfig) -> Result<Patterns, PatternError> {
+    /// Compiles what a config asks for.
+    pub fn compile(config: &Config) -> Result<Patterns, PatternError> {
         let compile = |key, texts: &[String]| {
             let pattern = |text: &String| {
                 let failed = |error: globset::Error| PatternError::Glob {
@@ -87,57 +103,119 @@ impl Patterns {
             };
             texts.iter().map(pattern).collect::<Result<Vec<_>, _>>()
         };
-        Ok(Patterns { tables: compile("tables", &changes.tables)?, except: compile("except", &changes.except)? })
+        let whole = |(schema, name): (&str, &str)| format!("{schema}.{name}");
+        let (tables, except) = config.changes.as_ref().map_or((&[][..], &[][..]), |c| (&c.tables, &c.except));
+        // A root by its table, a child by the column that leads to the root.
+        let roots = config.aggregates.iter().map(|(_, aggregate)| whole(full_name(&aggregate.root)));
+        let links = config.aggregates.iter().flat_map(|(_, aggregate)| aggregate.children.iter());
+        let children = links.filter_map(|(_, link)| Some(whole(full_name(link.rsplit_once('.')?.0))));
+        let outbox = config.outbox.as_ref();
+        let prefixes: Vec<String> = config.messages.iter().map(|messages| messages.prefix.clone()).collect();
+        let mut messages = compile("messages", &prefixes)?;
+        let own = outbox.and_then(|outbox| outbox.prefix.as_ref()).map(|prefix| globset::escape(prefix));
+        messages.extend(compile("outbox.prefix", own.as_slice())?);
+        Ok(Patterns {
+            tables: compile("changes.tables", tables)?,
+            except: compile("changes.except", except)?,
+            mapped: roots.chain(children).collect(),
+            outbox: outbox.and_then(|outbox| outbox.table().map(whole)),
+            messages,
+            context: config.context.as_ref().map(|context| context.prefix.clone()),
+        })
     }
 
-    /// Whether a table is asked for: it or an ancestor is named, and none of them is taken out again.
-    pub fn want(&self, schema: &str, table: &str, ancestors: &[(String, String)]) -> bool {
+    /// Who asks for a table: by its own name or an ancestor's. What `changes.except` names, `changes` does not ask for.
+    pub fn asked(&self, schema: &str, table: &str, ancestors: &[(String, String)]) -> Asked {
         let ancestors = ancestors.iter().map(|(schema, table)| format!("{schema}.{table}"));
         let names: Vec<_> = std::iter::once(format!("{schema}.{table}")).chain(ancestors).collect();
         let any = |patterns: &[Pattern]| names.iter().any(|name| patterns.iter().any(|pattern| pattern.fits(name)));
-        any(&self.tables) && !any(&self.except)
+        Asked {
+            changes: any(&self.tables) && !any(&self.except),
+            mapping: names.iter().any(|name| self.mapped.contains(name)),
+            outbox: self.outbox.as_ref().is_some_and(|outbox| names.contains(outbox)),
+        }
     }
 
-    /// Whether a table that is gone is asked for. It may have been a partition of one that is named: if the publication
-    /// lists its tables, nothing else but partitions of these comes without a name of its own.
-    pub fn want_gone(&self, schema: &str, table: &str, publication_lists: bool) -> bool {
+    /// Who asks for a table that is gone. It may have been a partition of one that is named: if the publication lists its
+    /// tables, nothing else but partitions of these comes without a name of its own.
+    pub fn asked_gone(&self, schema: &str, table: &str, publication_lists: bool) -> Asked {
         let name = format!("{schema}.{table}");
         let excepted = self.except.iter().any(|pattern| pattern.fits(&name));
-        self.want(schema, table, &[]) || (publication_lists && !excepted)
+        let asked = self.asked(schema, table, &[]);
+        if asked.is_any() || !publication_lists {
+            return asked;
+        }
+        let changes = !self.tables.is_empty() && !excepted;
+        // Where only the outbox is listed, it was the outbox's.
+        let outbox = self.outbox.is_some() && self.tables.is_empty() && self.mapped.is_empty();
+        Asked { changes, outbox, ..Asked::NOBODY }
     }
 
-    /// Whether each pattern finds something that can be published.
+    /// What becomes of messages with this prefix.
+    pub fn kept(&self, prefix: &str) -> Kept {
+        if self.context.as_deref() == Some(prefix) {
+            return Kept::Context;
+        }
+        if self.messages.iter().any(|pattern| pattern.fits(prefix)) { Kept::InOrder } else { Kept::No }
+    }
+
+    /// Whether each table that is named can be published, and each pattern finds one.
     pub(crate) fn check(&self, tables: &[CatalogTable]) -> Result<(), PatternError> {
+        let no_table = |key, text: &str| {
+            let similarity = |table: &CatalogTable| strsim::jaro_winkler(text, &table.full_name());
+            let nearest = tables.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+            PatternError::NoTable { key, pattern: text.to_owned(), nearest: nearest.map(CatalogTable::full_name) }
+        };
+        let unlogged = |key, text: &str| {
+            let found = tables.iter().find(|table| table.unlogged && table.full_name() == text);
+            found.map_or(Ok(()), |table| Err(PatternError::Unlogged { key, table: table.full_name() }))
+        };
         for pattern in &self.tables {
             if !tables.iter().any(|table| pattern.fits(&table.full_name())) {
-                let similarity = |table: &CatalogTable| strsim::jaro_winkler(&pattern.text, &table.full_name());
-                let nearest = tables.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
-                let nearest = nearest.map(CatalogTable::full_name);
-                return Err(PatternError::NoTable { pattern: pattern.text.clone(), nearest });
+                return Err(no_table("changes.tables", &pattern.text));
             }
-            if let Some(table) = tables.iter().find(|table| table.unlogged && table.full_name() == pattern.text) {
-                return Err(PatternError::Unlogged { table: table.full_name() });
-            }
+            unlogged("changes.tables", &pattern.text)?;
         }
-        Ok(())
+        let Some(outbox) = &self.outbox else { return Ok(()) };
+        if !tables.iter().any(|table| table.full_name() == *outbox) {
+            return Err(no_table("outbox.table", outbox));
+        }
+        unlogged("outbox.table", outbox)
     }
 
     /// The tables to publish: those asked for, without partitions that come with their root.
     pub(crate) fn choose<'a>(&self, tables: &'a [CatalogTable]) -> Vec<&'a CatalogTable> {
         let wanted = |table: &&CatalogTable| {
             let root = table.root.as_slice();
-            let covered = root.iter().any(|(schema, name)| self.want(schema, name, &[]));
-            !table.unlogged && !covered && self.want(&table.schema, &table.name, root)
+            let covered = root.iter().any(|(schema, name)| self.asked(schema, name, &[]).is_any());
+            !table.unlogged && !covered && self.asked(&table.schema, &table.name, root).is_any()
         };
         tables.iter().filter(wanted).collect()
     }
 
-    /// The tables whose rows leave: partitions, and not their root, which has none.
-    pub(crate) fn with_rows<'a>(&self, tables: &'a [CatalogTable]) -> Vec<&'a CatalogTable> {
-        let wanted = |table: &&CatalogTable| {
-            !table.unlogged && !table.partitioned && self.want(&table.schema, &table.name, table.root.as_slice())
-        };
-        tables.iter().filter(wanted).collect()
+    /// The tables whose rows are read, and who asks for them: partitions, and not their root, which has none.
+    pub(crate) fn with_rows<'a>(&self, tables: &'a [CatalogTable]) -> Vec<(&'a CatalogTable, Asked)> {
+        let there = tables.iter().filter(|table| !table.unlogged && !table.partitioned);
+        let asked = there.map(|table| (table, self.asked(&table.schema, &table.name, table.root.as_slice())));
+        asked.filter(|(_, asked)| asked.is_any()).collect()
+    }
+
+    /// Whether nothing that is mapped, or of the outbox, is left out.
+    pub(crate) fn check_whole(&self, columns: &[String]) -> Result<(), PatternError> {
+        for text in columns {
+            let Some((name, _)) = text.rsplit_once('.') else { continue };
+            let (schema, table) = full_name(name);
+            let asked = self.asked(schema, table, &[]);
+            let of = match asked {
+                Asked { outbox: true, .. } => "the outbox, whose rows leave whole",
+                Asked { mapping: true, .. } => {
+                    "a table of `aggregates`, whose rows are read whole; leave the column out of `data`"
+                }
+                _ => continue,
+            };
+            return Err(PatternError::Omit { column: text.clone(), why: format!("its table is {of}") });
+        }
+        Ok(())
     }
 }
 
@@ -193,16 +271,17 @@ mod tests {
         CatalogTable { schema, name, root: root.map(pair), identified: true, ..Default::default() }
     }
 
-    fn chosen(tables: &[&str], except: &[&str], catalog: &[CatalogTable]) -> Result<Vec<String>, PatternError> {
-        let own = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
-        let changes = ChangesConfig {
-            tables: own(tables),
-            except: own(except),
-            topic: String::new(),
-            format: Default::default(),
-            decimal: Default::default(),
+    fn config(tables: &[&str], except: &[&str], rest: &str) -> Config {
+        let changes = match tables {
+            [] => String::new(),
+            _ => format!("changes: {{ tables: {tables:?}, except: {except:?} }}"),
         };
-        let patterns = Patterns::compile(&changes)?;
+        let head = "name: shop\nsource: { postgres: postgres://u@h/d }\nsink: { kafka: { brokers: \"k:1\" } }";
+        Config::parse(&format!("{head}\n{changes}\n{rest}\n"), "c", &|_| None).unwrap()
+    }
+
+    fn chosen(tables: &[&str], except: &[&str], catalog: &[CatalogTable]) -> Result<Vec<String>, PatternError> {
+        let patterns = Patterns::compile(&config(tables, except, ""))?;
         patterns.check(catalog)?;
         Ok(patterns.choose(catalog).into_iter().map(CatalogTable::full_name).collect())
     }
@@ -226,19 +305,39 @@ mod tests {
 
     #[test]
     fn a_table_that_is_gone_may_have_been_a_partition() {
-        let own = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
-        let changes = ChangesConfig {
-            tables: own(&["public.log"]),
-            except: own(&["*.scratch"]),
-            topic: String::new(),
-            format: Default::default(),
-            decimal: Default::default(),
-        };
-        let patterns = Patterns::compile(&changes).unwrap();
-        let wants = |table, lists| patterns.want_gone("public", table, lists);
+        let patterns = Patterns::compile(&config(&["public.log"], &["*.scratch"], "")).unwrap();
+        let wants = |table, lists| patterns.asked_gone("public", table, lists).is_any();
         assert!(wants("log", false) && wants("log_1", true));
         assert!(!wants("log_1", false), "one for all tables publishes anything");
         assert!(!wants("scratch", true));
+        let outbox = Patterns::compile(&config(&[], &[], "outbox: { table: outbox }")).unwrap();
+        assert_eq!(outbox.asked_gone("public", "outbox_1", true), Asked { outbox: true, ..Asked::NOBODY });
+    }
+
+    #[test]
+    fn says_who_asks_for_a_table_and_for_a_message() {
+        let rest = "aggregates: { Order: { root: orders, topic: o, children: { lines: sales.line.order_id } } }\n\
+                    outbox: { table: outbox, prefix: \"out*\" }\nmessages: [{ prefix: \"audit.*\", topic: a }]\n\
+                    context: { prefix: ctx, traceparent: tp }";
+        let patterns = Patterns::compile(&config(&["public.*"], &["*.outbox"], rest)).unwrap();
+        let asked = |schema, table| patterns.asked(schema, table, &[]);
+        assert_eq!(asked("public", "orders"), Asked { changes: true, mapping: true, outbox: false });
+        assert_eq!(asked("sales", "line"), Asked { changes: false, mapping: true, outbox: false });
+        assert_eq!(asked("public", "outbox"), Asked { changes: false, mapping: false, outbox: true });
+        assert_eq!(asked("public", "other"), Asked::CHANGES);
+        assert_eq!(asked("sales", "other"), Asked::NOBODY);
+        let root = ("public".to_owned(), "outbox".to_owned());
+        assert!(patterns.asked("parts", "outbox_1", &[root]).outbox);
+        let kept = ["ctx", "audit.x", "audit", "out*", "outbox"].map(|prefix| patterns.kept(prefix));
+        assert_eq!(kept, [Kept::Context, Kept::InOrder, Kept::No, Kept::InOrder, Kept::No]);
+        for (column, words) in [
+            ("public.orders.note", "a table of `aggregates`"),
+            ("public.outbox.payload", "the outbox, whose rows leave whole"),
+        ] {
+            let error = patterns.check_whole(&[column.into()]).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains(column), "{error}");
+        }
+        assert_eq!(patterns.check_whole(&["public.other.note".into()]), Ok(()));
     }
 
     #[test]
@@ -247,9 +346,6 @@ mod tests {
         assert_eq!(
             chosen(&["public.users", "public.oders"], &[], &catalog).unwrap_err().to_string(),
             "find a table for `public.oders` of changes.tables; the nearest is public.orders"
-        );
-        assert!(
-            chosen(&["public.[a"], &[], &catalog).unwrap_err().to_string().starts_with("read the pattern `public.[a`")
         );
         let mut cache = table("public.cache", None);
         cache.unlogged = true;

@@ -169,7 +169,7 @@ impl Watch {
 
     /// Brings the publications to what the config asks for, where that is left to us.
     async fn change(&self, begin: &Start<'_, SourceError>, plan: &Plan) -> Result<(), SourceError> {
-        (begin.accept)(&plan.tables).map_err(|why| SourceError::Config(why.into()))?;
+        (begin.accept)(&plan.changes).map_err(|why| SourceError::Config(why.into()))?;
         if !self.config.source.create {
             let why = "change what source.create: false leaves to you".to_owned();
             return Err(self.control.run_this(why, &plan.statements));
@@ -254,7 +254,7 @@ impl Seen {
                     let now = table.full_name();
                     if now != *name && table.root.is_none() {
                         said.push(format!(
-                            "{name} is called {now} now, which changes.tables does not name: it is not told any more"
+                            "{name} is called {now} now, which the config does not name: it is not told any more"
                         ));
                     }
                 }
@@ -280,8 +280,7 @@ impl fmt::Display for Seen {
 
 fn wanted<'a>(survey: &'a Survey, config: &Config) -> Vec<&'a CatalogTable> {
     // A config whose patterns do not compile does not come this far.
-    let patterns = config.changes.as_ref().and_then(|changes| Patterns::compile(changes).ok());
-    patterns.map(|patterns| patterns.choose(&survey.tables)).unwrap_or_default()
+    Patterns::compile(config).ok().map(|patterns| patterns.choose(&survey.tables)).unwrap_or_default()
 }
 
 /// Whether a publication tells all that it told.

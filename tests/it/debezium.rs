@@ -113,8 +113,12 @@ const KNOWN: &[Known] = &[
         ours: "(absent)",
         why: "two tables never share a topic: table `a b` is left out here, since its name comes to that of `a_b`",
     },
+    Known { scenario: "28_*.expand", topic: "*.order", path: "value", ours: "*", why: EMBEDDED },
+    Known { scenario: "28_*.expand*", topic: "*.order", path: "*.total", ours: "12.50", why: EMBEDDED },
 ];
 
+const EMBEDDED: &str = "a payload that is JSON is embedded as it was written: Debezium drops nulls and empty arrays, shortens \
+     12.50, and leaves a payload with a mixed array as text";
 const UNKNOWN: &str =
     "what the log does not have of an old row is null; Debezium invents the column's default, or zero";
 const DEFAULT: &str = "a NULL is a NULL: the column's default is not put in its place";
@@ -161,6 +165,14 @@ impl Replay {
              tables: [\"*.*\"]\n  except: {except:?}\n  topic: \"{prefix}g.{{schema}}.{{table}}\"\n  \
              decimal: {decimal}\n"
         )
+    }
+
+    /// Without `changes`, as the other way out has its options.
+    fn outbox_config(&self, outbox: &str) -> String {
+        let config = self.config("precise", &[]);
+        let (before, _) = config.split_once("changes:\n").unwrap();
+        let lines = outbox.replace("TOPIC", &self.prefix);
+        format!("{before}outbox:\n  converter: json\n{lines}\n")
     }
 
     fn run(&mut self, steps: &[Step], mut before: impl FnMut(&Self, &Step)) {
@@ -224,13 +236,22 @@ fn is_ddl(sql: &str) -> bool {
 }
 
 fn replay(name: &str, variant: Option<&str>) {
-    let full_name = variant.map_or(name.to_string(), |variant| format!("{name}.{variant}"));
+    let full_name = full_name(name, variant);
+    let decimal = variant.filter(|variant| ["double", "string"].contains(variant)).unwrap_or("precise");
+    let except: Vec<&str> = EXCEPT.iter().filter(|(of, _)| *of == full_name).map(|(_, table)| *table).collect();
+    replay_with(name, variant, |replay| replay.config(decimal, &except));
+}
+
+fn full_name(name: &str, variant: Option<&str>) -> String {
+    variant.map_or(name.to_string(), |variant| format!("{name}.{variant}"))
+}
+
+fn replay_with(name: &str, variant: Option<&str>, config: impl Fn(&Replay) -> String) {
+    let full_name = full_name(name, variant);
     let scenario = scenario(name);
     let mut replay = Replay::new();
     replay.run(&scenario.setup, |_, _| {});
-    let decimal = variant.filter(|variant| ["double", "string"].contains(variant)).unwrap_or("precise");
-    let except: Vec<&str> = EXCEPT.iter().filter(|(of, _)| *of == full_name).map(|(_, table)| *table).collect();
-    let config = replay.config(decimal, &except);
+    let config = config(&replay);
     let mut offshoot = Offshoot::run(Path::new(env!("CARGO_BIN_EXE_offshoot")), &config);
     offshoot.wait_ready(START_MAX);
     replay.run(&scenario.stream, |replay, step| match step {
@@ -321,6 +342,69 @@ scenarios! {
     ddl: "19_ddl";
     names: "22_names" "default";
     truncate_and_generated: "23_truncate_generated" "none";
+}
+
+/// Debezium's EventRouter, and its options under our words.
+fn outbox(name: &str, variant: &str, options: &str) {
+    replay_with(name, Some(variant), |replay| replay.outbox_config(options));
+}
+
+const OUTBOX: &str = "  table: outbox\n  topic: \"TOPICoutbox.event.{aggregatetype}\"\n";
+
+#[test]
+fn outbox_default() {
+    outbox("28_outbox", "default", OUTBOX);
+}
+
+#[test]
+fn outbox_headers() {
+    let fields = "  fields: { type: { to: header, as: eventType }, tenant: { to: header }, seq: { to: header, as: seqNo }, \
+                  created: { to: header } }";
+    outbox("28_outbox", "headers", &format!("{OUTBOX}{fields}"));
+}
+
+#[test]
+fn outbox_envelope() {
+    let fields =
+        "  fields: { type: { to: envelope, as: eventType }, seq: { to: envelope }, created: { to: envelope, as: at } }";
+    outbox("28_outbox", "envelope", &format!("{OUTBOX}{fields}"));
+}
+
+#[test]
+fn outbox_expanded() {
+    outbox("28_outbox", "expand", &format!("{OUTBOX}  expand_json: true"));
+    outbox("28_outbox", "tombstone", &format!("{OUTBOX}  tombstone: true"));
+}
+
+#[test]
+fn outbox_expanded_in_an_envelope() {
+    let fields = "  fields: { type: { to: envelope }, tenant: { to: envelope } }\n  expand_json: true";
+    outbox("28_outbox", "expand_envelope", &format!("{OUTBOX}{fields}"));
+}
+
+#[test]
+fn outbox_with_columns_of_other_names_and_types() {
+    let table = "  table: events\n  topic: \"TOPICrouted.{aggregatetype}.events\"\n";
+    for (variant, payload) in [("text", "body"), ("bytes", "raw")] {
+        let columns = format!("id: event_id, aggregateid: entity_id, aggregatetype: entity, payload: {payload}");
+        outbox("29_outbox_custom", variant, &format!("{table}  columns: {{ {columns} }}"));
+    }
+}
+
+#[test]
+fn an_outbox_event_that_no_topic_can_take_stops_the_run() {
+    let scenario = scenario("33_outbox_fails");
+    let mut replay = Replay::new();
+    replay.run(&scenario.setup, |_, _| {});
+    let mut offshoot = Offshoot::run(Path::new(env!("CARGO_BIN_EXE_offshoot")), &replay.outbox_config(OUTBOX));
+    offshoot.wait_ready(START_MAX);
+    replay.run(&scenario.stream, |_, _| {});
+    let status = offshoot.exit(DEADLINE);
+    let log = offshoot.log().join("\n");
+    assert_eq!(status.code(), Some(7), "{log}");
+    assert!(log.contains("no name that Kafka takes") && log.contains("offshoot skip --lsn"), "{log}");
+    let debezium = golden::load(&fixtures().join("33_outbox_fails.default.norm.jsonl")).unwrap();
+    judge("33_outbox_fails.default", &replay.records(), &debezium, &golden::compare(&replay.records(), &debezium));
 }
 
 #[test]

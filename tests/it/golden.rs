@@ -16,11 +16,14 @@ use std::{
 use offshoot::{
     change::Micros,
     config::Config,
-    format::debezium::Encoder,
     lsn::Lsn,
+    outlets::{self, Leaves, Outlets},
     postgres::{
-        self as source, Question, TableFacts, TableKind, TypeFact, Wire, assemble::Assembler, frame::Frame,
-        stream::PostgresSource, tables::Patterns,
+        self as source, Question, TableFacts, TableKind, TypeFact, Wire,
+        assemble::{Assembler, Kept, Wanted},
+        frame::Frame,
+        stream::PostgresSource,
+        tables::Patterns,
     },
     sink::{RecordBatch, Ticket},
     source::{Item, Source, SourceError},
@@ -250,23 +253,28 @@ fn config(url: &str) -> Config {
 /// The walk from a wire to records, up to the last row of the script.
 async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
     let config = config("postgres://localhost/golden");
-    let patterns = Patterns::compile(config.changes()).unwrap();
-    let wanted = Box::new(move |schema: &str, table: &str, ancestors: Option<&[(String, String)]>| {
-        patterns.want(schema, table, ancestors.expect("the script drops no table"))
-    });
+    let patterns = Patterns::compile(&config).unwrap();
+    let wanted = Wanted {
+        table: Box::new(move |schema, table, ancestors| {
+            patterns.asked(schema, table, ancestors.expect("the script drops no table"))
+        }),
+        message: Box::new(|_| Kept::No),
+    };
     let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 30 };
     let mut source = PostgresSource::new(wire, Assembler::new(wanted, spill), Lsn::INVALID, || NOW);
-    let mut encoder = Encoder::new(&config.name, database, config.changes()).unwrap();
+    let mut outlets = Outlets::new(&config, database).unwrap();
     let mut text = String::new();
     let mut batch = RecordBatch::default();
     while !text.contains(END) {
         source.ready().await.unwrap();
         while let Some(item) = source.next().unwrap() {
             let Item::Transaction(mut transaction) = item else { continue };
-            let (commit, mut index) = (transaction.commit, 0);
-            while let Some(change) = transaction.next_change().unwrap() {
-                encoder.encode(&commit, index, &change, NOW, Ticket(0), &mut batch).unwrap();
-                index += 1;
+            assert_eq!(outlets.begin(&transaction, 1).unwrap(), Leaves::Yes);
+            for index in 0.. {
+                let step = outlets::Step { index, now: NOW, ticket: Ticket(0), out: Some(&mut batch) };
+                if outlets.step(&mut transaction, step).unwrap().is_none() {
+                    break;
+                }
             }
             source.recycle(transaction);
             write_records(&batch, &mut text);
@@ -282,7 +290,7 @@ fn write_records(batch: &RecordBatch, text: &mut String) {
     for record in &batch.records {
         writeln!(text, "topic {}", batch.topic(record).name).unwrap();
         for header in &batch.headers[record.headers.clone()] {
-            writeln!(text, "header {} {}", header.name, bytes(&header.value)).unwrap();
+            writeln!(text, "header {} {}", header.name, header.value.as_ref().map_or("(null)", bytes)).unwrap();
         }
         for (name, part) in [("key", &record.key), ("value", &record.payload)] {
             if let Some(range) = part {

@@ -24,14 +24,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("exit", &["config", "sink", "source"]),
     ("postgres", &["admission", "causes", "change", "config", "finding", "lsn", "mapping", "source", "transaction"]),
     ("format", &["change", "config", "event", "json", "lsn", "mapping", "sink", "text"]),
+    ("outlets", &["change", "config", "format", "json", "lsn", "sink", "transaction"]),
     ("kafka", &["admission", "causes", "config", "progress", "sink"]),
     ("ledger", &["change", "lsn", "sink"]),
     ("telemetry", &["change", "transaction"]),
     (
         "pipeline",
-        &["change", "config", "format", "ledger", "lsn", "progress", "sink", "source", "telemetry", "transaction"],
+        &["change", "config", "ledger", "lsn", "outlets", "progress", "sink", "source", "telemetry", "transaction"],
     ),
-    ("supervisor", &["causes", "exit", "format", "pipeline", "sink", "source", "telemetry"]),
+    ("supervisor", &["causes", "exit", "pipeline", "sink", "source", "telemetry"]),
     ("admin", &["config", "lsn", "telemetry"]),
 ];
 

@@ -14,6 +14,7 @@ mod connections;
 mod logins;
 mod rotation;
 mod debezium;
+mod ways_out;
 mod schema_changes;
 mod golden;
 mod guarantees;

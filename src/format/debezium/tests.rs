@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::{
-    change::{Column, Identity},
+    change::{Asked, Column, Identity},
     config::ChangesFormat,
 };
 
@@ -33,6 +33,7 @@ fn table(name: &str, key: &[usize], columns: &[(&str, Type, i32)]) -> Arc<Table>
         name: name.into(),
         ancestors: Vec::new(),
         identity: Identity::Default,
+        asked: Asked::CHANGES,
         columns: columns.collect(),
         key: key.to_vec(),
     })
@@ -75,7 +76,8 @@ type Texts<'a> = (Option<&'a str>, Option<&'a str>, Vec<(&'a str, &'a str)>);
 fn texts(batch: &RecordBatch) -> Vec<Texts<'_>> {
     let text = |range: &Range<usize>| std::str::from_utf8(&batch.bytes[range.clone()]).unwrap();
     let record = |record: &Record| {
-        let headers = batch.headers[record.headers.clone()].iter().map(|h| (h.name, text(&h.value))).collect();
+        let headers = batch.headers[record.headers.clone()].iter();
+        let headers = headers.map(|h| (&*h.name, h.value.as_ref().map_or("(null)", text))).collect();
         (record.key.as_ref().map(text), record.payload.as_ref().map(text), headers)
     };
     batch.records.iter().map(record).collect()

@@ -21,7 +21,7 @@ const TIMESTAMP_MINUS_INFINITY_MILLIS: i64 = -9_223_372_036_832_400;
 
 /// What a count of time units counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
+pub(in crate::format) enum Unit {
     Millis,
     Micros,
 }

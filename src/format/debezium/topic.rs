@@ -156,7 +156,7 @@ fn sanitised(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::Identity;
+    use crate::change::{Asked, Identity};
 
     fn table(oid: u32, schema: &str, name: &str) -> Table {
         let (schema, name) = (schema.into(), name.into());
@@ -167,6 +167,7 @@ mod tests {
             name,
             ancestors: vec![],
             identity: Identity::Default,
+            asked: Asked::CHANGES,
             columns: vec![],
             key: vec![],
         }

@@ -15,7 +15,7 @@ use crate::{
 
 /// How the values of one column are written.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Encoding {
+pub(in crate::format) enum Encoding {
     Boolean,
     Integer,
     /// As a string: the type's text is what is published.
@@ -77,7 +77,7 @@ impl From<Malformed> for Unfit {
 
 impl Encoding {
     /// Chooses by the column's type and modifier; `None` for a type that Debezium leaves out.
-    pub(super) fn of(column: &Column, mode: Decimal) -> Option<Self> {
+    pub(in crate::format) fn of(column: &Column, mode: Decimal) -> Option<Self> {
         Self::of_type(&column.ty, column.modifier, mode)
     }
 
@@ -136,7 +136,7 @@ impl Encoding {
     }
 
     /// Appends the JSON of a value that is not null; what was appended is meaningless after an error.
-    pub(super) fn write(&self, text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    pub(in crate::format) fn write(&self, text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
         let known = match self {
             Encoding::Integer => integer(text, out),
             Encoding::Text => return json::string(out, text).map_err(|_| Unfit::NotUtf8),
