@@ -5,6 +5,7 @@
 
 pub mod lsn;
 pub mod json;
+pub mod text;
 pub mod causes;
 pub mod change;
 pub mod transaction;

@@ -11,3 +11,4 @@ pub mod row;
 pub mod value;
 pub mod condition;
 pub mod aggregate;
+pub mod payload;

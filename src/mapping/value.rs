@@ -1,9 +1,19 @@
 //! A value's text form -> JSON that people and programs of other services understand: money as a decimal string, times in
 //! RFC 3339, `jsonb` embedded. Pure.
 
-use postgres_types::Type;
+use std::io::Write;
 
-use crate::json;
+use jiff::{
+    civil::DateTime,
+    tz::{Offset, TimeZone},
+};
+use postgres_types::{Kind, Type};
+use serde::de::IgnoredAny;
+
+use crate::{
+    json,
+    text::{self, Day, Digits, Interval, Malformed},
+};
 
 /// How the values of one column leave.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +24,35 @@ pub enum Writer {
     Boolean,
     /// A string.
     Text,
+    /// `char(n)`: a string without the blanks that fill it, which mean nothing in SQL either.
+    Padded,
+    /// `numeric`, `real`, `double precision`: a string of digits, rounded half to even when there are `digits` after the point.
+    Decimal {
+        /// Digits after the point; `None` as Postgres has them.
+        digits: Option<u8>,
+    },
+    /// `money`: a string of digits with two after the point.
+    Money,
+    /// `bytea`: base64.
+    Bytes,
+    /// `date`: `2015-01-10`.
+    Date,
+    /// `time`: `14:00:00.5`.
+    Time,
+    /// `timetz`: `14:00:00.5+02:00`.
+    TimeWithZone,
+    /// `timestamp`: RFC 3339 with the offset that the zone had then.
+    Timestamp(TimeZone),
+    /// `timestamptz`: RFC 3339 in UTC.
+    TimestampWithZone,
+    /// `interval`: ISO 8601, `P1Y2M3DT4H5M6.7S`.
+    Interval,
+    /// `json`, `jsonb`: as it is.
+    Json,
+    /// An object of strings and nulls.
+    Hstore,
+    /// An array of what its elements are.
+    Array(Box<Writer>),
 }
 
 /// A value that has no such JSON, in words that name how to mend it.
@@ -21,24 +60,131 @@ pub enum Writer {
 #[error("{0}")]
 pub struct Unfit(pub String);
 
+const MALFORMED: &str = "it is not in the text form of its type; was a session setting such as DateStyle or TimeZone forced on our \
+                         role? if not, we want to hear of it";
+const NOT_UTF8: &str = "it is not UTF-8, so JSON cannot hold it; mend the row, or take the column out of `events`";
+const NOT_FINITE: &str =
+    "it is NaN or infinite, which no decimal number says; mend the row, or take the column out of `events`";
+const NO_YEAR: &str =
+    "its year is not between 1 and 9999, and RFC 3339 has no other; mend the row, or take the column out of `events`";
+
+/// Digits after the point that `decimal` may ask for: more than any double has.
+const DIGITS_MAX: u8 = 38;
+
+impl From<Malformed> for Unfit {
+    fn from(_: Malformed) -> Self {
+        Unfit(MALFORMED.into())
+    }
+}
+
 impl Writer {
     /// For a column's type; in words, with the key to mend it, why there is none: `real` without `decimal`, a `timestamp` without
     /// `zone`.
     pub fn of(ty: &Type, modifier: i32, decimal: Option<u8>, zone: Option<&str>) -> Result<Writer, String> {
-        let _ = (modifier, decimal, zone);
+        let writer = Self::of_type(ty, modifier, decimal, zone)?;
+        match decimal {
+            Some(digits) if digits > DIGITS_MAX => {
+                Err(format!("`decimal` has {digits} digits after the point; it may have {DIGITS_MAX}"))
+            }
+            Some(_) if !writer.is_decimal() => {
+                let name = ty.name();
+                Err(format!(
+                    "`decimal` is for `real`, `double precision` and `numeric`, and this is `{name}`; leave it out"
+                ))
+            }
+            _ => Ok(writer),
+        }
+    }
+
+    fn of_type(ty: &Type, modifier: i32, decimal: Option<u8>, zone: Option<&str>) -> Result<Writer, String> {
         Ok(match *ty {
             Type::INT2 | Type::INT4 | Type::INT8 | Type::OID => Writer::Integer,
             Type::BOOL => Writer::Boolean,
-            _ => Writer::Text,
+            Type::BPCHAR => Writer::Padded,
+            Type::NUMERIC => Writer::Decimal { digits: decimal },
+            Type::FLOAT4 | Type::FLOAT8 if decimal.is_none() => {
+                let name = if *ty == Type::FLOAT4 { "real" } else { "double precision" };
+                return Err(format!(
+                    "`{name}` is a binary fraction: 19.99 may come out as 19.989999; say how many digits after the point are meant, \
+                     with `tables.<table>.decimal: {{ <column>: 2 }}`"
+                ));
+            }
+            Type::FLOAT4 | Type::FLOAT8 => Writer::Decimal { digits: decimal },
+            Type::MONEY => Writer::Money,
+            Type::BYTEA => Writer::Bytes,
+            Type::DATE => Writer::Date,
+            Type::TIME => Writer::Time,
+            Type::TIMETZ => Writer::TimeWithZone,
+            Type::TIMESTAMPTZ => Writer::TimestampWithZone,
+            Type::TIMESTAMP => Writer::Timestamp(time_zone(zone)?),
+            Type::INTERVAL => Writer::Interval,
+            Type::JSON | Type::JSONB => Writer::Json,
+            // Arrays by their kind, but their text has spaces and no braces.
+            Type::INT2_VECTOR | Type::OID_VECTOR => Writer::Text,
+            // The one type whose array has semicolons.
+            Type::BOX_ARRAY => Writer::Text,
+            _ => match ty.kind() {
+                Kind::Domain(base) => Self::of_type(base, modifier, decimal, zone)?,
+                Kind::Array(element) => Writer::Array(Box::new(Self::of_type(element, modifier, decimal, zone)?)),
+                Kind::Simple if ty.name() == "hstore" => Writer::Hstore,
+                _ => Writer::Text,
+            },
         })
     }
 
-    /// Appends a value that is not null.
-    pub fn write(&self, text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    fn is_decimal(&self) -> bool {
         match self {
-            Writer::Integer => out.extend_from_slice(text),
-            Writer::Boolean => out.extend_from_slice(if text == b"t" { b"true" } else { b"false" }),
-            Writer::Text => json::string(out, text).map_err(|_| Unfit("it is not UTF-8".into()))?,
+            Writer::Decimal { .. } => true,
+            Writer::Array(element) => element.is_decimal(),
+            _ => false,
+        }
+    }
+
+    /// Appends a value that is not null; what was appended is meaningless after an error.
+    pub fn write(&self, text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+        let known = match self {
+            Writer::Integer => integer(text, out),
+            Writer::Boolean => boolean(text, out),
+            Writer::Text => return string(text, out),
+            Writer::Padded => return string(unpadded(text), out),
+            Writer::Decimal { digits } => return decimal(text, *digits, out),
+            Writer::Money => text::money(text).and_then(|money| {
+                Digits::read(money.text())?;
+                quoted(money.text(), out);
+                Some(())
+            }),
+            Writer::Bytes => text::bytes(text, out),
+            Writer::Date => return date(text, out),
+            Writer::Time => time(text, out),
+            Writer::TimeWithZone => time_with_zone(text, out),
+            Writer::Timestamp(zone) => return timestamp(text, zone, out),
+            Writer::TimestampWithZone => return timestamp_with_zone(text, out),
+            Writer::Interval => interval(text, out),
+            Writer::Json => return embedded(text, out),
+            Writer::Hstore => return hstore(text, out),
+            Writer::Array(element) => return text::array(text, out, |text, out| element.write(text, out)),
+        };
+        known.ok_or(Malformed.into())
+    }
+
+    /// Appends a value that is not null as text: what a string has between its quotes, before it is escaped; else its JSON.
+    pub fn write_plain(&self, text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+        let start = out.len();
+        match self {
+            Writer::Text | Writer::Padded => {
+                let text = if *self == Writer::Padded { unpadded(text) } else { text };
+                std::str::from_utf8(text).map_err(|_| Unfit(NOT_UTF8.into()))?;
+                out.extend_from_slice(text);
+            }
+            _ => {
+                self.write(text, out)?;
+                let is_string = !matches!(self, Writer::Json) && out[start] == b'"';
+                if is_string {
+                    // No string of another type has anything that is escaped.
+                    out.remove(start);
+                    out.pop();
+                }
+            }
         }
         Ok(())
     }
@@ -48,7 +194,325 @@ impl Writer {
         match self {
             Writer::Integer => "integer",
             Writer::Boolean => "boolean",
-            Writer::Text => "string",
+            Writer::Text | Writer::Padded => "string",
+            Writer::Decimal { .. } | Writer::Money => "string (decimal)",
+            Writer::Bytes => "string (base64)",
+            Writer::Date => "string (date)",
+            Writer::Time => "string (time)",
+            Writer::TimeWithZone => "string (time with offset)",
+            Writer::Timestamp(_) | Writer::TimestampWithZone => "string (RFC 3339)",
+            Writer::Interval => "string (ISO 8601 duration)",
+            Writer::Json => "any",
+            Writer::Hstore => "object of strings",
+            Writer::Array(element) => match **element {
+                Writer::Integer => "array of integers",
+                Writer::Boolean => "array of booleans",
+                Writer::Decimal { .. } | Writer::Money => "array of strings (decimal)",
+                Writer::Timestamp(_) | Writer::TimestampWithZone => "array of strings (RFC 3339)",
+                Writer::Json => "array",
+                Writer::Hstore => "array of objects",
+                _ => "array of strings",
+            },
         }
     }
+}
+
+fn time_zone(zone: Option<&str>) -> Result<TimeZone, String> {
+    let Some(zone) = zone else {
+        return Err(
+            "`timestamp` does not say in which time zone it is; say what was meant, with `tables.<table>.zone: \
+                    Europe/Berlin`"
+                .into(),
+        );
+    };
+    TimeZone::get(zone).map_err(|_| {
+        format!("`zone: {zone}` is no time zone; it is a name of the IANA database, such as America/Toronto or UTC")
+    })
+}
+
+fn string(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    json::string(out, text).map_err(|_| Unfit(NOT_UTF8.into()))
+}
+
+/// What is known to hold nothing that a JSON string escapes.
+fn quoted(text: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(text);
+    out.push(b'"');
+}
+
+fn unpadded(text: &[u8]) -> &[u8] {
+    let len = text.iter().rposition(|&byte| byte != b' ').map_or(0, |last| last + 1);
+    &text[..len]
+}
+
+fn integer(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    out.extend_from_slice(text);
+    text::is_integer(text.strip_prefix(b"-").unwrap_or(text)).then_some(())
+}
+
+fn boolean(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    out.extend_from_slice(match text {
+        b"t" => b"true",
+        b"f" => b"false" as &[u8],
+        _ => return None,
+    });
+    Some(())
+}
+
+fn decimal(text: &[u8], digits: Option<u8>, out: &mut Vec<u8>) -> Result<(), Unfit> {
+    if matches!(text, b"NaN" | b"Infinity" | b"-Infinity") {
+        return Err(Unfit(NOT_FINITE.into()));
+    }
+    match digits {
+        None => {
+            Digits::read(text).ok_or(Malformed)?;
+            quoted(text, out);
+        }
+        Some(digits) => {
+            out.push(b'"');
+            rounded(text, digits.into(), out).ok_or(Malformed)?;
+            out.push(b'"');
+        }
+    }
+    Ok(())
+}
+
+/// `219.5`, `1e+20`, `1.5e-07` -> so many digits after the point, rounded half to even by the digits of the text: the binary fraction
+/// behind it, of which the text is the shortest name, is not asked.
+fn rounded(text: &[u8], digits: usize, out: &mut Vec<u8>) -> Option<()> {
+    /// Beyond any double's, so that a forged exponent cannot ask for memory.
+    const EXPONENT_MAX: i64 = 400;
+    let (mantissa, exponent) = match text.iter().position(|&byte| byte == b'e') {
+        Some(at) => (&text[..at], std::str::from_utf8(&text[at + 1..]).ok()?.parse::<i64>().ok()?),
+        None => (text, 0),
+    };
+    let parts = Digits::read(mantissa)?;
+    if exponent.abs() > EXPONENT_MAX {
+        return None;
+    }
+    // The value is 0.DIGITS times ten to the power of `point`.
+    let mut number = [parts.whole, parts.fraction].concat();
+    let mut point = parts.whole.len() as i64 + exponent;
+    if point < 0 {
+        number.splice(..0, std::iter::repeat_n(b'0', point.unsigned_abs() as usize));
+        point = 0;
+    }
+    // What is kept: digits before the point, and `digits` after it.
+    let kept = point as usize + digits;
+    if number.len() <= kept {
+        number.resize(kept, b'0');
+    } else {
+        let dropped = &number[kept..];
+        let half = dropped[0] == b'5' && dropped[1..].iter().all(|&digit| digit == b'0');
+        let is_odd = kept > 0 && number[kept - 1] % 2 == 1;
+        let up = if half { is_odd } else { dropped[0] >= b'5' };
+        number.truncate(kept);
+        if up {
+            let nines = number.iter().rev().take_while(|&&digit| digit == b'9').count();
+            number[kept - nines..].fill(b'0');
+            if nines == kept {
+                number.insert(0, b'1');
+                point += 1;
+            } else {
+                number[kept - nines - 1] += 1;
+            }
+        }
+    }
+    let (whole, fraction) = number.split_at(point as usize);
+    let leading = whole.iter().take_while(|&&digit| digit == b'0').count();
+    if parts.negative && number.iter().any(|&digit| digit != b'0') {
+        out.push(b'-');
+    }
+    out.extend_from_slice(if leading == whole.len() { b"0" } else { &whole[leading..] });
+    if digits > 0 {
+        out.push(b'.');
+        out.extend_from_slice(fraction);
+    }
+    Some(())
+}
+
+/// `infinity` and `-infinity`, which applications keep on purpose (`valid_until`), leave as they are.
+fn infinite(text: &[u8], out: &mut Vec<u8>) -> bool {
+    let infinite = matches!(text, b"infinity" | b"-infinity");
+    if infinite {
+        quoted(text, out);
+    }
+    infinite
+}
+
+/// Reads a day that RFC 3339 has, up to what follows it.
+fn day(text: &[u8]) -> Result<(Day, &[u8]), Unfit> {
+    let (day, rest) = Day::read(text).ok_or(Malformed)?;
+    if day.year > 9999 || rest.ends_with(b" BC") {
+        return Err(Unfit(NO_YEAR.into()));
+    }
+    Ok((day, rest))
+}
+
+fn date(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    if infinite(text, out) {
+        return Ok(());
+    }
+    let (_, rest) = day(text)?;
+    quoted(text, out);
+    if rest.is_empty() { Ok(()) } else { Err(Malformed.into()) }
+}
+
+fn time(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let (_, rest) = text::time_of_day(text)?;
+    quoted(text, out);
+    rest.is_empty().then_some(())
+}
+
+fn time_with_zone(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let (_, offset) = text::time_of_day(text)?;
+    text::offset_micros(offset)?;
+    out.push(b'"');
+    match offset {
+        b"+00" => {
+            out.extend_from_slice(&text[..text.len() - 3]);
+            out.push(b'Z');
+        }
+        [_, _, _] => {
+            out.extend_from_slice(text);
+            out.extend_from_slice(b":00");
+        }
+        _ => out.extend_from_slice(text),
+    }
+    out.push(b'"');
+    Some(())
+}
+
+/// `2015-01-10 14:00:00.5+00` -> `2015-01-10T14:00:00.5Z`; Postgres has left out the zeros at the end of the fraction.
+fn timestamp_with_zone(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    if infinite(text, out) {
+        return Ok(());
+    }
+    let (_, rest) = day(text)?;
+    let clock = rest.strip_prefix(b" ").ok_or(Malformed)?;
+    let (_, rest) = text::time_of_day(clock).ok_or(Malformed)?;
+    // The session's zone is UTC, so another offset means that the setting was lost.
+    if rest != b"+00" {
+        return Err(Malformed.into());
+    }
+    out.push(b'"');
+    out.extend_from_slice(&text[..10]);
+    out.push(b'T');
+    out.extend_from_slice(&clock[..clock.len() - 3]);
+    out.extend_from_slice(b"Z\"");
+    Ok(())
+}
+
+/// `2015-01-10 14:00:00.5` in America/Toronto -> `2015-01-10T14:00:00.5-05:00`.
+///
+/// A time that the clocks show twice is the first of the two; one that they skip is as much later as they skip.
+fn timestamp(text: &[u8], zone: &TimeZone, out: &mut Vec<u8>) -> Result<(), Unfit> {
+    if infinite(text, out) {
+        return Ok(());
+    }
+    let (day, rest) = day(text)?;
+    let clock = rest.strip_prefix(b" ").ok_or(Malformed)?;
+    let (micros, rest) = text::time_of_day(clock).ok_or(Malformed)?;
+    if !rest.is_empty() {
+        return Err(Malformed.into());
+    }
+    let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
+    let civil = DateTime::new(
+        day.year as i16,
+        day.month as i8,
+        day.day as i8,
+        (seconds / 3600) as i8,
+        (seconds / 60 % 60) as i8,
+        (seconds % 60) as i8,
+        fraction as i32 * 1000,
+    )
+    .map_err(|_| Malformed)?;
+    let zoned = zone.to_zoned(civil).map_err(|_| Unfit(NO_YEAR.into()))?;
+    let mut offset = zoned.offset();
+    // Before there were zones a town had its own time, to the second, which RFC 3339 has no offset for.
+    if offset.seconds() % 60 != 0 {
+        offset = Offset::UTC;
+    }
+    let local = offset.to_datetime(zoned.timestamp());
+    if !(1..=9999).contains(&local.year()) {
+        return Err(Unfit(NO_YEAR.into()));
+    }
+    let date = local.strftime("\"%Y-%m-%dT%H:%M:%S");
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{date}");
+    out.extend_from_slice(clock.get(8..).unwrap_or_default());
+    if offset == Offset::UTC {
+        out.push(b'Z');
+    } else {
+        let minutes = offset.seconds() / 60;
+        let sign = if minutes < 0 { '-' } else { '+' };
+        let _ = write!(out, "{sign}{:02}:{:02}", minutes.abs() / 60, minutes.abs() % 60);
+    }
+    out.push(b'"');
+    Ok(())
+}
+
+/// `1 year 2 mons -3 days +04:05:06.7` -> `P1Y2M-3DT4H5M6.7S`, as the interval style `iso_8601` has it.
+fn interval(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    if infinite(text, out) {
+        return Some(());
+    }
+    let Interval { years, months, days, micros } = Interval::read(text)?;
+    let (hours, minutes, seconds) = (micros / 3_600_000_000, micros / 60_000_000 % 60, micros % 60_000_000);
+    let _ = write!(out, "\"P");
+    for (amount, unit) in [(years, 'Y'), (months, 'M'), (days, 'D')] {
+        if amount != 0 {
+            let _ = write!(out, "{amount}{unit}");
+        }
+    }
+    let is_zero = (years, months, days) == (0, 0, 0);
+    if micros != 0 || is_zero {
+        out.push(b'T');
+    }
+    for (amount, unit) in [(hours, 'H'), (minutes, 'M')] {
+        if amount != 0 {
+            let _ = write!(out, "{amount}{unit}");
+        }
+    }
+    if seconds != 0 || micros == 0 && is_zero {
+        let (sign, amount) = if seconds < 0 { ("-", -seconds) } else { ("", seconds) };
+        let _ = write!(out, "{sign}{}", amount / 1_000_000);
+        if amount % 1_000_000 != 0 {
+            let _ = write!(out, ".{:06}", amount % 1_000_000);
+            while out.last() == Some(&b'0') {
+                out.pop();
+            }
+        }
+        out.push(b'S');
+    }
+    out.push(b'"');
+    Some(())
+}
+
+/// Postgres has parsed it when it was stored; a glance costs little, and nothing but JSON may get into an event.
+fn embedded(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    if std::str::from_utf8(text).is_err() {
+        return Err(Unfit(NOT_UTF8.into()));
+    }
+    serde_json::from_slice::<IgnoredAny>(text).map_err(|_| Malformed)?;
+    out.extend_from_slice(text);
+    Ok(())
+}
+
+fn hstore(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
+    out.push(b'{');
+    for (i, (key, value)) in text::hstore_entries(text).ok_or(Malformed)?.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        string(key, out)?;
+        out.push(b':');
+        match value {
+            Some(value) => string(value, out)?,
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+    out.push(b'}');
+    Ok(())
 }

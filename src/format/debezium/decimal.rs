@@ -5,7 +5,7 @@ use std::ops::{Add, Mul};
 use num_bigint::BigInt;
 
 use super::value::Unfit;
-use crate::json;
+use crate::{json, text::Digits};
 
 /// Digits that certainly fit 64 bits, and 128.
 const DIGITS_I64: usize = 18;
@@ -13,12 +13,12 @@ const DIGITS_I128: usize = 38;
 
 /// Writes the unscaled value at `scale` in base64 of its shortest two's complement, most significant byte first.
 pub(super) fn fixed(text: &[u8], scale: i32, out: &mut Vec<u8>) -> Result<(), Unfit> {
-    Digits::read(text)?.unscaled(scale, out)
+    unscaled(&read(text)?, scale, out)
 }
 
 /// Writes `{"scale":1,"value":"Cw=="}` with the smallest scale, not below 0, that loses nothing.
 pub(super) fn variable(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
-    let mut digits = Digits::read(text)?;
+    let mut digits = read(text)?;
     while let [shorter @ .., b'0'] = digits.fraction {
         digits.fraction = shorter;
     }
@@ -26,7 +26,7 @@ pub(super) fn variable(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
     out.extend_from_slice(b"{\"scale\":");
     json::integer(out, scale);
     out.extend_from_slice(b",\"value\":");
-    digits.unscaled(scale, out)?;
+    unscaled(&digits, scale, out)?;
     out.push(b'}');
     Ok(())
 }
@@ -38,7 +38,7 @@ pub(super) fn double(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
         b"Infinity" => f64::INFINITY,
         b"-Infinity" => f64::NEG_INFINITY,
         _ => {
-            Digits::read(text)?;
+            read(text)?;
             let text = std::str::from_utf8(text).map_err(|_| Unfit::Malformed)?;
             let number: f64 = text.parse().map_err(|_| Unfit::Malformed)?;
             if number.is_infinite() {
@@ -58,7 +58,7 @@ pub(super) fn string(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
         b"Infinity" => b"POSITIVE_INFINITY" as &[u8],
         b"-Infinity" => b"NEGATIVE_INFINITY",
         _ => {
-            Digits::read(text)?;
+            read(text)?;
             text
         }
     };
@@ -68,88 +68,45 @@ pub(super) fn string(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
     Ok(())
 }
 
-/// `-$1,234.56`, as `lc_monetary = C` prints it, without its currency sign and commas.
-pub(super) fn money(text: &[u8]) -> Result<Money, Unfit> {
-    let mut plain = Money { text: [0; MONEY_LEN_MAX], len: 0 };
-    for &byte in text.iter().filter(|b| !matches!(b, b'$' | b',')) {
-        *plain.text.get_mut(plain.len).ok_or(Unfit::Malformed)? = byte;
-        plain.len += 1;
-    }
-    Ok(plain)
+/// Reads a number; the words for what is none are not finite.
+fn read(text: &[u8]) -> Result<Digits<'_>, Unfit> {
+    Digits::read(text).ok_or(match text.strip_prefix(b"-").unwrap_or(text) {
+        b"NaN" | b"Infinity" => Unfit::NotFinite,
+        _ => Unfit::Malformed,
+    })
 }
 
-/// A sign, 17 digits, a point and two digits are the longest.
-const MONEY_LEN_MAX: usize = 24;
-
-/// A plain decimal number.
-pub(super) struct Money {
-    text: [u8; MONEY_LEN_MAX],
-    len: usize,
-}
-
-impl Money {
-    pub(super) fn text(&self) -> &[u8] {
-        &self.text[..self.len]
-    }
-}
-
-/// `-12.50` in its parts; each of `whole` and `fraction` is digits only.
-struct Digits<'a> {
-    negative: bool,
-    whole: &'a [u8],
-    fraction: &'a [u8],
-}
-
-impl<'a> Digits<'a> {
-    fn read(text: &'a [u8]) -> Result<Self, Unfit> {
-        let (negative, digits) = match text {
-            [b'-', digits @ ..] => (true, digits),
-            _ => (false, text),
-        };
-        let point = digits.iter().position(|&b| b == b'.');
-        let (whole, fraction) = point.map_or((digits, b"" as &[u8]), |at| (&digits[..at], &digits[at + 1..]));
-        let all_digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
-        if whole.is_empty() || point.is_some() && fraction.is_empty() || !all_digits(whole) || !all_digits(fraction) {
-            return Err(match digits {
-                b"NaN" | b"Infinity" => Unfit::NotFinite,
-                _ => Unfit::Malformed,
-            });
+fn unscaled(number: &Digits<'_>, scale: i32, out: &mut Vec<u8>) -> Result<(), Unfit> {
+    let padding = usize::try_from(scale).ok().and_then(|scale| scale.checked_sub(number.fraction.len()));
+    let digits = number.whole.len() + number.fraction.len();
+    match padding {
+        Some(0) if digits <= DIGITS_I64 => {
+            let value = folded(number.fraction, folded(number.whole, 0_i64));
+            let bytes = if number.negative { -value } else { value }.to_be_bytes();
+            json::base64(out, shortest(&bytes));
         }
-        Ok(Self { negative, whole, fraction })
-    }
-
-    fn unscaled(&self, scale: i32, out: &mut Vec<u8>) -> Result<(), Unfit> {
-        let padding = usize::try_from(scale).ok().and_then(|scale| scale.checked_sub(self.fraction.len()));
-        let digits = self.whole.len() + self.fraction.len();
-        match padding {
-            Some(0) if digits <= DIGITS_I64 => {
-                let number = folded(self.fraction, folded(self.whole, 0_i64));
-                let bytes = if self.negative { -number } else { number }.to_be_bytes();
-                json::base64(out, shortest(&bytes));
-            }
-            Some(padding) if digits + padding <= DIGITS_I128 => {
-                let number = folded(self.fraction, folded(self.whole, 0_i128)) * 10_i128.pow(padding as u32);
-                let bytes = if self.negative { -number } else { number }.to_be_bytes();
-                json::base64(out, shortest(&bytes));
-            }
-            _ => json::base64(out, &self.unscaled_large(scale)?.to_signed_bytes_be()),
+        Some(padding) if digits + padding <= DIGITS_I128 => {
+            let value = folded(number.fraction, folded(number.whole, 0_i128)) * 10_i128.pow(padding as u32);
+            let bytes = if number.negative { -value } else { value }.to_be_bytes();
+            json::base64(out, shortest(&bytes));
         }
-        Ok(())
+        _ => json::base64(out, &unscaled_large(number, scale)?.to_signed_bytes_be()),
     }
+    Ok(())
+}
 
-    /// For numbers that 128 bits may not hold, and scales below the number of digits given.
-    fn unscaled_large(&self, scale: i32) -> Result<BigInt, Unfit> {
-        let mut digits = [self.whole, self.fraction].concat();
-        let len = i64::from(scale) + self.whole.len() as i64;
-        let kept = digits.len().min(usize::try_from(len).unwrap_or(0));
-        if digits.drain(kept..).any(|digit| digit != b'0') {
-            return Err(Unfit::Malformed);
-        }
-        // A scale of more than the wire's own digits comes from the catalog, which allows 1000 at most.
-        digits.resize(usize::try_from(len).unwrap_or(0), b'0');
-        let number = BigInt::parse_bytes(&digits, 10).unwrap_or_default();
-        Ok(if self.negative { -number } else { number })
+/// For numbers that 128 bits may not hold, and scales below the number of digits given.
+fn unscaled_large(number: &Digits<'_>, scale: i32) -> Result<BigInt, Unfit> {
+    let mut digits = [number.whole, number.fraction].concat();
+    let len = i64::from(scale) + number.whole.len() as i64;
+    let kept = digits.len().min(usize::try_from(len).unwrap_or(0));
+    if digits.drain(kept..).any(|digit| digit != b'0') {
+        return Err(Unfit::Malformed);
     }
+    // A scale of more than the wire's own digits comes from the catalog, which allows 1000 at most.
+    digits.resize(usize::try_from(len).unwrap_or(0), b'0');
+    let value = BigInt::parse_bytes(&digits, 10).unwrap_or_default();
+    Ok(if number.negative { -value } else { value })
 }
 
 /// `number` with digits put behind it.
@@ -176,6 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::text::money;
 
     fn with(write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unfit>) -> String {
         let mut out = Vec::new();
@@ -237,7 +195,7 @@ mod tests {
             let plain = money(text.as_bytes()).unwrap();
             assert_eq!(with(|out| fixed(plain.text(), 2, out)), format!("{base64:?}"));
         }
-        assert_eq!(with(|out| string(money(b"-$1,234.56")?.text(), out)), "\"-1234.56\"");
+        assert_eq!(with(|out| string(money(b"-$1,234.56").unwrap().text(), out)), "\"-1234.56\"");
     }
 
     #[test]

@@ -5,9 +5,10 @@
 
 use std::io::Write;
 
-use crate::json;
-
-const DAY_MICROS: i64 = 86_400_000_000;
+use crate::{
+    json,
+    text::{DAY_MICROS, Day, Interval, offset_micros, time_of_day},
+};
 
 /// Debezium's own days for an infinite date are an accident of an overflow; these are the ends of its 32 bits, which no
 /// date of Postgres reaches.
@@ -150,150 +151,22 @@ pub(super) fn timestamp_with_zone(text: &[u8], digits: u8, out: &mut Vec<u8>) ->
 /// `interval` -> microseconds, a month as 30.4375 days, held at the ends of 64 bits as Debezium does.
 pub(super) fn interval(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     const MONTH_MICROS: i128 = 2_629_800_000_000;
-    let mut micros: i128 = match text {
+    let micros = match text {
         b"infinity" => i128::MAX,
         b"-infinity" => i128::MIN,
-        b"" => return None,
-        _ => 0,
+        _ => {
+            let parts = Interval::read(text)?;
+            let months = i128::from(parts.years) * 12 + i128::from(parts.months);
+            months * MONTH_MICROS + i128::from(parts.days) * i128::from(DAY_MICROS) + parts.micros
+        }
     };
-    let mut words = if micros == 0 { text } else { b"" };
-    while !words.is_empty() {
-        let (negative, rest) = match words[0] {
-            b'-' => (true, &words[1..]),
-            b'+' => (false, &words[1..]),
-            _ => (false, words),
-        };
-        let (count, rest) = digits(rest, 1, 10)?;
-        let (amount, rest) = if rest.first() == Some(&b':') {
-            let (minutes, rest) = minutes_and_seconds(rest)?;
-            (i128::from(count) * 3_600_000_000 + i128::from(minutes), rest)
-        } else {
-            let rest = rest.strip_prefix(b" ")?;
-            let end = rest.iter().position(|&b| b == b' ').unwrap_or(rest.len());
-            let one = match &rest[..end] {
-                b"year" | b"years" => 12 * MONTH_MICROS,
-                b"mon" | b"mons" => MONTH_MICROS,
-                b"day" | b"days" => i128::from(DAY_MICROS),
-                _ => return None,
-            };
-            (i128::from(count) * one, &rest[end..])
-        };
-        micros += if negative { -amount } else { amount };
-        words = match rest {
-            b"" => rest,
-            _ => rest.strip_prefix(b" ").filter(|rest| !rest.is_empty())?,
-        };
-    }
     json::integer(out, micros.clamp(i64::MIN.into(), i64::MAX.into()) as i64);
     Some(())
-}
-
-/// A day of the proleptic Gregorian calendar; year 0 is 1 BC.
-struct Day {
-    year: i64,
-    month: i64,
-    day: i64,
-}
-
-impl Day {
-    /// Reads `YYYY-MM-DD`, with up to seven digits of a year.
-    fn read(text: &[u8]) -> Option<(Self, &[u8])> {
-        let (year, rest) = digits(text, 4, 7)?;
-        let (month, rest) = two_digits(rest.strip_prefix(b"-")?)?;
-        let (day, rest) = two_digits(rest.strip_prefix(b"-")?)?;
-        let real = year > 0 && (1..=12).contains(&month) && (1..=31).contains(&day);
-        real.then_some((Self { year, month, day }, rest))
-    }
-
-    /// What ends the text decides the era: nothing, or ` BC`.
-    fn of_era(self, rest: &[u8]) -> Option<Self> {
-        match rest {
-            b"" => Some(self),
-            b" BC" => Some(Self { year: 1 - self.year, ..self }),
-            _ => None,
-        }
-    }
-
-    /// Days since 1970-01-01; the arithmetic counts 400-year eras that begin on a first of March.
-    fn since_epoch(&self) -> i64 {
-        let year = if self.month <= 2 { self.year - 1 } else { self.year };
-        let era = year.div_euclid(400);
-        let year_of_era = year.rem_euclid(400);
-        let day_of_year = (153 * ((self.month + 9) % 12) + 2) / 5 + self.day - 1;
-        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
-    }
-}
-
-/// Reads `HH:MM:SS` and up to six digits of a fraction, in microseconds.
-fn time_of_day(text: &[u8]) -> Option<(i64, &[u8])> {
-    let (hours, rest) = two_digits(text)?;
-    let (minutes, rest) = minutes_and_seconds(rest)?;
-    let micros = hours * 3_600_000_000 + minutes;
-    (micros <= DAY_MICROS).then_some((micros, rest))
-}
-
-/// Reads `:MM:SS` and up to six digits of a fraction, in microseconds.
-fn minutes_and_seconds(text: &[u8]) -> Option<(i64, &[u8])> {
-    let (minutes, rest) = two_digits(text.strip_prefix(b":")?)?;
-    let (seconds, rest) = two_digits(rest.strip_prefix(b":")?)?;
-    if minutes > 59 || seconds > 60 {
-        return None;
-    }
-    let (fraction, rest) = match rest.strip_prefix(b".") {
-        Some(fraction) => {
-            let (number, after) = digits(fraction, 1, 6)?;
-            (number * 10_i64.pow(6 - (fraction.len() - after.len()) as u32), after)
-        }
-        None => (0, rest),
-    };
-    Some(((minutes * 60 + seconds) * 1_000_000 + fraction, rest))
-}
-
-/// Reads `+HH`, `-HH:MM` or `+HH:MM:SS` to the end, in microseconds east of UTC.
-fn offset_micros(text: &[u8]) -> Option<i64> {
-    let sign = match text.first()? {
-        b'+' => 1,
-        b'-' => -1,
-        _ => return None,
-    };
-    let (mut seconds, mut rest) = two_digits(&text[1..]).map(|(hours, rest)| (hours * 3600, rest))?;
-    for unit in [60, 1] {
-        if let Some(more) = rest.strip_prefix(b":") {
-            let (count, after) = two_digits(more)?;
-            seconds += count * unit;
-            rest = after;
-        }
-    }
-    rest.is_empty().then_some(sign * seconds * 1_000_000)
 }
 
 /// Microseconds in a unit that they are a whole number of.
 fn whole(micros: i64, unit: Unit) -> Option<i64> {
     (micros % unit.micros() == 0).then(|| micros / unit.micros())
-}
-
-/// Reads a number of two digits.
-fn two_digits(text: &[u8]) -> Option<(i64, &[u8])> {
-    match text {
-        [tens @ b'0'..=b'9', ones @ b'0'..=b'9', rest @ ..] => {
-            Some((i64::from(tens - b'0') * 10 + i64::from(ones - b'0'), rest))
-        }
-        _ => None,
-    }
-}
-
-/// Reads a number of at least `min` and at most `max` digits, and no digit may follow.
-fn digits(text: &[u8], min: usize, max: usize) -> Option<(i64, &[u8])> {
-    let mut number = 0;
-    let mut len = 0;
-    while let Some(digit) = text.get(len).map(|b| b.wrapping_sub(b'0')).filter(|&d| d < 10) {
-        if len == max {
-            return None;
-        }
-        number = number * 10 + i64::from(digit);
-        len += 1;
-    }
-    (len >= min).then_some((number, &text[len..]))
 }
 
 #[cfg(test)]

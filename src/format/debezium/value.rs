@@ -6,7 +6,12 @@ use super::{
     decimal,
     time::{self, Unit},
 };
-use crate::{change::Column, config::Decimal, json};
+use crate::{
+    change::Column,
+    config::Decimal,
+    json,
+    text::{self, Entry, Malformed, bytes, is_integer},
+};
 
 /// How the values of one column are written.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,6 +67,12 @@ pub enum Unfit {
     /// Larger than the largest double.
     #[error("the value is larger than any double; set `changes.decimal` to `precise` or `string`")]
     TooLarge,
+}
+
+impl From<Malformed> for Unfit {
+    fn from(_: Malformed) -> Self {
+        Unfit::Malformed
+    }
 }
 
 impl Encoding {
@@ -136,9 +147,9 @@ impl Encoding {
             Encoding::Variable => return decimal::variable(text, out),
             Encoding::NumericDouble => return decimal::double(text, out),
             Encoding::NumericString => return decimal::string(text, out),
-            Encoding::MoneyFixed => return decimal::fixed(decimal::money(text)?.text(), 2, out),
-            Encoding::MoneyDouble => return decimal::double(decimal::money(text)?.text(), out),
-            Encoding::MoneyString => return decimal::string(decimal::money(text)?.text(), out),
+            Encoding::MoneyFixed => return decimal::fixed(text::money(text).ok_or(Unfit::Malformed)?.text(), 2, out),
+            Encoding::MoneyDouble => return decimal::double(text::money(text).ok_or(Unfit::Malformed)?.text(), out),
+            Encoding::MoneyString => return decimal::string(text::money(text).ok_or(Unfit::Malformed)?.text(), out),
             Encoding::Bytes => bytes(text, out),
             Encoding::Date => time::date(text, out),
             Encoding::Time(unit) => time::time(text, *unit, out),
@@ -149,7 +160,7 @@ impl Encoding {
             Encoding::Bits => bits(text, out),
             Encoding::Point => point(text, out),
             Encoding::Hstore => return hstore(text, out),
-            Encoding::Array(element) => return array(element, text, out),
+            Encoding::Array(element) => return text::array(text, out, |text, out| element.write(text, out)),
         };
         known.ok_or(Unfit::Malformed)
     }
@@ -192,11 +203,6 @@ fn integer(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     out.extend_from_slice(text);
     is_integer(digits).then_some(())
-}
-
-/// Digits without a leading zero: what JSON has for a number without a sign.
-fn is_integer(digits: &[u8]) -> bool {
-    digits.iter().all(u8::is_ascii_digit) && matches!(digits, [_] | [b'1'..=b'9', ..])
 }
 
 fn boolean(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
@@ -250,43 +256,6 @@ fn real(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     }
 }
 
-/// `\xdeadbeef` -> base64, in parts that need no memory of their own.
-fn bytes(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
-    const PART: usize = 96;
-    let hex = text.strip_prefix(b"\\x")?;
-    let (pairs, odd) = hex.as_chunks::<2>();
-    if !odd.is_empty() {
-        return None;
-    }
-    out.reserve(hex.len() * 2 / 3 + 6);
-    out.push(b'"');
-    let mut part = [0; PART];
-    for pairs in pairs.chunks(PART) {
-        for (byte, [high, low]) in part.iter_mut().zip(pairs) {
-            let (high, low) = (HEX[usize::from(*high)], HEX[usize::from(*low)]);
-            if high | low > 0x0f {
-                return None;
-            }
-            *byte = high << 4 | low;
-        }
-        json::base64_part(out, &part[..pairs.len()]);
-    }
-    out.push(b'"');
-    Some(())
-}
-
-/// The value of a hexadecimal digit; 255 for what is none.
-const HEX: [u8; 256] = {
-    let mut table = [255; 256];
-    let mut digit = 0;
-    while digit < 16 {
-        table[b"0123456789abcdef"[digit] as usize] = digit as u8;
-        table[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
-        digit += 1;
-    }
-    table
-};
-
 /// Bits as a number -> its bytes in base64, lowest first and without zeros at the high end, as Java's BitSet has them.
 fn bits(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let mut bytes = Vec::with_capacity(text.len().div_ceil(8));
@@ -321,87 +290,11 @@ fn point(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// `{1,NULL,"a \"b\""}` -> `[1,null,"a \"b\""]`; arrays of arrays nest, and lower bounds are dropped.
-fn array(element: &Encoding, text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
-    /// Postgres' `MAXDIM`.
-    const DEPTH_MAX: usize = 6;
-    let mut rest = match text {
-        [b'[', ..] => text.splitn(2, |&b| b == b'=').nth(1).ok_or(Unfit::Malformed)?,
-        _ => text,
-    };
-    let mut unescaped = Vec::new();
-    let mut depth = 0;
-    // Whether an element or an inner array must come next, and not what follows one.
-    let mut due = true;
-    loop {
-        let (&first, after) = rest.split_first().ok_or(Unfit::Malformed)?;
-        rest = after;
-        match first {
-            b'{' if due && depth < DEPTH_MAX => {
-                out.push(b'[');
-                depth += 1;
-                due = rest.first() != Some(&b'}');
-            }
-            b'}' if !due => {
-                out.push(b']');
-                depth -= 1;
-                if depth == 0 {
-                    return if rest.is_empty() { Ok(()) } else { Err(Unfit::Malformed) };
-                }
-            }
-            b',' if !due => {
-                out.push(b',');
-                due = true;
-            }
-            b'"' if due && depth > 0 => {
-                let (quoted, after) = quoted(rest, &mut unescaped).ok_or(Unfit::Malformed)?;
-                element.write(quoted, out)?;
-                (rest, due) = (after, false);
-            }
-            b'{' | b'}' | b',' | b'"' => return Err(Unfit::Malformed),
-            _ if due && depth > 0 => {
-                let end = rest.iter().position(|b| matches!(b, b',' | b'}')).ok_or(Unfit::Malformed)?;
-                // With the byte that was split off above.
-                let from = text.len() - rest.len() - 1;
-                match &text[from..=from + end] {
-                    b"NULL" => out.extend_from_slice(b"null"),
-                    plain => element.write(plain, out)?,
-                }
-                (rest, due) = (&rest[end..], false);
-            }
-            _ => return Err(Unfit::Malformed),
-        }
-    }
-}
-
-/// Reads up to the quote that closes, taking backslashes away; a text without any is not copied.
-fn quoted<'t: 'u, 'u>(text: &'t [u8], unescaped: &'u mut Vec<u8>) -> Option<(&'u [u8], &'t [u8])> {
-    let mut end = text.iter().position(|b| matches!(b, b'"' | b'\\'))?;
-    if text[end] == b'"' {
-        return Some((&text[..end], &text[end + 1..]));
-    }
-    unescaped.clear();
-    unescaped.extend_from_slice(&text[..end]);
-    loop {
-        match text.get(end)? {
-            b'"' => return Some((unescaped, &text[end + 1..])),
-            b'\\' => {
-                unescaped.push(*text.get(end + 1)?);
-                end += 2;
-            }
-            byte => {
-                unescaped.push(*byte);
-                end += 1;
-            }
-        }
-    }
-}
-
 /// `"a"=>"1", "b"=>NULL` -> the JSON string `{"a":"1","b":null}`.
 ///
 /// Debezium lets a HashMap decide the order of the keys. It is kept, so that a string compares equal to Debezium's.
 fn hstore(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
-    let entries = hstore_entries(text).ok_or(Unfit::Malformed)?;
+    let entries = text::hstore_entries(text).ok_or(Unfit::Malformed)?;
     let mut object = Vec::with_capacity(text.len() + 2);
     object.push(b'{');
     for (i, (key, value)) in hash_order(entries)?.iter().enumerate() {
@@ -417,32 +310,6 @@ fn hstore(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
     }
     object.push(b'}');
     json::string(out, &object).map_err(|_| Unfit::NotUtf8)
-}
-
-type Entry<Key> = (Key, Option<Vec<u8>>);
-
-fn hstore_entries(text: &[u8]) -> Option<Vec<Entry<Vec<u8>>>> {
-    let mut entries = Vec::new();
-    let mut unescaped = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        if !entries.is_empty() {
-            rest = rest.strip_prefix(b", ")?;
-        }
-        let (key, after) = quoted(rest.strip_prefix(b"\"")?, &mut unescaped)?;
-        let key = key.to_vec();
-        let after = after.strip_prefix(b"=>")?;
-        let (value, after) = match after.strip_prefix(b"NULL") {
-            Some(after) => (None, after),
-            None => {
-                let (value, after) = quoted(after.strip_prefix(b"\"")?, &mut unescaped)?;
-                (Some(value.to_vec()), after)
-            }
-        };
-        entries.push((key, value));
-        rest = after;
-    }
-    Some(entries)
 }
 
 /// Entries in the order in which a Java HashMap that they were put into gives them back.
