@@ -157,7 +157,7 @@ pub struct Projection {
 }
 
 /// Why rows of a shape cannot be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Misshapen<'a> {
     /// It does not have the column.
     Dropped(&'a MappedColumn),
