@@ -516,3 +516,274 @@ fn hstore(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
     out.push(b'}');
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn written(writer: &Writer, text: &str) -> Result<String, String> {
+        let mut out = Vec::new();
+        writer.write(text.as_bytes(), &mut out).map_err(|unfit| unfit.0)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn of(ty: Type) -> Writer {
+        Writer::of(&ty, -1, None, Some("America/Toronto")).unwrap()
+    }
+
+    fn decimal(digits: u8) -> Writer {
+        Writer::of(&Type::FLOAT8, -1, Some(digits), None).unwrap()
+    }
+
+    #[test]
+    fn writes_what_other_services_understand() {
+        for (ty, text, json) in [
+            (Type::INT4, "-42", "-42"),
+            (Type::INT8, "9223372036854775807", "9223372036854775807"),
+            (Type::BOOL, "t", "true"),
+            (Type::TEXT, "a \"b\" \u{1f600}", r#""a \"b\" 😀""#),
+            (Type::BPCHAR, "CA   ", r#""CA""#),
+            (Type::VARCHAR, "CA   ", r#""CA   ""#),
+            (Type::UUID, "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", r#""a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11""#),
+            (Type::NUMERIC, "-12.50", r#""-12.50""#),
+            (Type::NUMERIC, "123456789012345678901234567890.0001", r#""123456789012345678901234567890.0001""#),
+            (Type::MONEY, "-$1,234.56", r#""-1234.56""#),
+            (Type::BYTEA, "\\xdeadbeef", r#""3q2+7w==""#),
+            (Type::DATE, "2015-01-10", r#""2015-01-10""#),
+            (Type::DATE, "infinity", r#""infinity""#),
+            (Type::TIME, "14:00:00.5", r#""14:00:00.5""#),
+            (Type::TIMETZ, "14:00:00.5+00", r#""14:00:00.5Z""#),
+            (Type::TIMETZ, "14:00:00-03", r#""14:00:00-03:00""#),
+            (Type::TIMETZ, "14:00:00+05:30", r#""14:00:00+05:30""#),
+            (Type::TIMESTAMPTZ, "2015-01-10 14:00:00.123456+00", r#""2015-01-10T14:00:00.123456Z""#),
+            (Type::TIMESTAMPTZ, "2015-01-10 14:00:00+00", r#""2015-01-10T14:00:00Z""#),
+            (Type::TIMESTAMPTZ, "-infinity", r#""-infinity""#),
+            (Type::INTERVAL, "1 year 2 mons -3 days +04:05:06.7", r#""P1Y2M-3DT4H5M6.7S""#),
+            (Type::INTERVAL, "-00:00:00.000001", r#""PT-0.000001S""#),
+            (Type::INTERVAL, "-25:00:01", r#""PT-25H-1S""#),
+            (Type::INTERVAL, "3 days", r#""P3D""#),
+            (Type::INTERVAL, "00:00:00", r#""PT0S""#),
+            (Type::INTERVAL, "infinity", r#""infinity""#),
+            (Type::JSONB, r#"{"a": [1.50, null]}"#, r#"{"a": [1.50, null]}"#),
+            (Type::INT4_ARRAY, "{1,NULL,-3}", "[1,null,-3]"),
+            (Type::INT4_ARRAY, "[0:1]={{1},{2}}", "[[1],[2]]"),
+            (Type::TEXT_ARRAY, r#"{a,"NULL",NULL,"b \"c\", \\d",""}"#, r#"["a","NULL",null,"b \"c\", \\d",""]"#),
+            (Type::NUMERIC_ARRAY, "{1.10}", r#"["1.10"]"#),
+            (Type::JSONB_ARRAY, r#"{"{\"a\": 1}",null}"#, r#"[{"a": 1},null]"#),
+            (Type::TIMESTAMP_ARRAY, r#"{"2015-01-10 14:00:00"}"#, r#"["2015-01-10T14:00:00-05:00"]"#),
+            (Type::BOX_ARRAY, "{(1,1),(0,0);(2,2),(1,1)}", r#""{(1,1),(0,0);(2,2),(1,1)}""#),
+            (Type::INT2_VECTOR, "1 2", r#""1 2""#),
+            (Type::INT4_RANGE, "[1,5)", r#""[1,5)""#),
+            (Type::INET, "10.0.0.1/8", r#""10.0.0.1/8""#),
+            (Type::VARBIT, "0101", r#""0101""#),
+            (Type::POINT, "(1.5,-2)", r#""(1.5,-2)""#),
+        ] {
+            assert_eq!(written(&of(ty.clone()), text).as_deref(), Ok(json), "{ty} {text}");
+        }
+        let hstore = Type::new("hstore".into(), 70_000, Kind::Simple, "public".into());
+        assert_eq!(written(&of(hstore), r#""b"=>NULL, "a\""=>"1""#).unwrap(), r#"{"b":null,"a\"":"1"}"#);
+        let mood = Type::new("mood".into(), 70_001, Kind::Enum(vec!["so so".into()]), "public".into());
+        assert_eq!(written(&of(mood.clone()), "so so").unwrap(), r#""so so""#);
+        let moods = Type::new("_mood".into(), 70_002, Kind::Array(mood), "public".into());
+        assert_eq!(written(&of(moods), r#"{"so so"}"#).unwrap(), r#"["so so"]"#);
+    }
+
+    #[test]
+    fn rounds_the_digits_that_are_there() {
+        for (text, digits, decimal) in [
+            ("219.5", 2, "219.50"),
+            ("219.505", 2, "219.50"),
+            ("219.515", 2, "219.52"),
+            ("219.5150001", 2, "219.52"),
+            ("-0.005", 2, "0.00"),
+            ("-0.015", 2, "-0.02"),
+            ("-0", 2, "0.00"),
+            ("9.999", 2, "10.00"),
+            ("0.5", 0, "0"),
+            ("1.5", 0, "2"),
+            ("0.05", 1, "0.0"),
+            ("0.06", 1, "0.1"),
+            ("1e+20", 2, "100000000000000000000.00"),
+            ("1.5e-07", 7, "0.0000002"),
+            ("1.5e-07", 2, "0.00"),
+            ("1.7976931348623157e+308", 0, &format!("17976931348623157{}", "0".repeat(292))),
+            ("19.99", 4, "19.9900"),
+        ] {
+            assert_eq!(written(&super::tests::decimal(digits), text), Ok(format!("{decimal:?}")), "{text}");
+        }
+        for text in ["NaN", "Infinity", "-Infinity"] {
+            assert!(written(&decimal(2), text).unwrap_err().contains("NaN or infinite"));
+            assert!(written(&of(Type::NUMERIC), text).unwrap_err().contains("NaN or infinite"));
+        }
+        for text in ["1e999999999", "1e+", "1e5.5", "e5", "", "1.e5", "0x10"] {
+            assert_eq!(written(&decimal(2), text), Err(MALFORMED.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_without_a_zone_has_the_offset_that_its_zone_had_then() {
+        for (zone, text, time) in [
+            ("America/Toronto", "2015-01-10 14:00:00", "2015-01-10T14:00:00-05:00"),
+            ("America/Toronto", "2015-07-10 14:00:00.25", "2015-07-10T14:00:00.25-04:00"),
+            ("UTC", "2015-07-10 14:00:00", "2015-07-10T14:00:00Z"),
+            ("Asia/Kolkata", "2015-07-10 14:00:00", "2015-07-10T14:00:00+05:30"),
+            // Shown twice: the first. Never shown: as much later.
+            ("America/Toronto", "2015-11-01 01:30:00", "2015-11-01T01:30:00-04:00"),
+            ("America/Toronto", "2015-03-08 02:30:00.5", "2015-03-08T03:30:00.5-04:00"),
+            // Toronto's own noon, -05:17:32.
+            ("America/Toronto", "1890-01-01 12:00:00", "1890-01-01T17:17:32Z"),
+            ("America/Toronto", "infinity", "infinity"),
+        ] {
+            let writer = Writer::of(&Type::TIMESTAMP, -1, None, Some(zone)).unwrap();
+            assert_eq!(written(&writer, text), Ok(format!("{time:?}")), "{zone} {text}");
+        }
+    }
+
+    #[test]
+    fn refuses_columns_whose_values_would_be_guessed() {
+        let refused = |ty: &Type, decimal, zone| Writer::of(ty, -1, decimal, zone).unwrap_err();
+        assert!(refused(&Type::FLOAT4, None, None).contains("`tables.<table>.decimal: { <column>: 2 }`"));
+        assert!(refused(&Type::FLOAT8_ARRAY, None, None).contains("double precision"));
+        assert!(refused(&Type::TIMESTAMP, None, None).contains("`tables.<table>.zone: Europe/Berlin`"));
+        assert!(refused(&Type::TIMESTAMP_ARRAY, None, Some("Mars/Base")).contains("`zone: Mars/Base` is no time zone"));
+        assert!(refused(&Type::INT4, Some(2), None).contains("this is `int4`"));
+        assert!(refused(&Type::NUMERIC, Some(39), None).contains("it may have 38"));
+        assert!(Writer::of(&Type::FLOAT8_ARRAY, -1, Some(2), None).is_ok());
+    }
+
+    #[test]
+    fn stops_at_values_that_have_no_such_form() {
+        for (ty, text) in [
+            (Type::DATE, "0044-03-15 BC"),
+            (Type::DATE, "10000-01-01"),
+            (Type::TIMESTAMPTZ, "0044-03-15 12:00:00+00 BC"),
+            (Type::TIMESTAMP, "20155-01-10 12:00:00"),
+            (Type::TIMESTAMP, "9999-12-31 23:00:00 BC"),
+        ] {
+            assert_eq!(written(&of(ty.clone()), text), Err(NO_YEAR.into()), "{ty} {text}");
+        }
+        for (ty, text) in [
+            (Type::INT4, "01"),
+            (Type::INT4, ""),
+            (Type::BOOL, "true"),
+            (Type::NUMERIC, "1e5"),
+            (Type::MONEY, "1,50 EUR"),
+            (Type::DATE, "01/10/2015"),
+            (Type::TIMESTAMPTZ, "2015-01-10 14:00:00-05"),
+            (Type::TIMESTAMP, "2015-02-30 14:00:00"),
+            (Type::INTERVAL, "P1D"),
+            (Type::BYTEA, "\\336\\255"),
+            (Type::JSONB, "{"),
+            (Type::JSONB, "1 2"),
+            (Type::INT4_ARRAY, "{1,2"),
+        ] {
+            assert_eq!(written(&of(ty.clone()), text), Err(MALFORMED.into()), "{ty} {text}");
+        }
+        for ty in [Type::TEXT, Type::BPCHAR, Type::TEXT_ARRAY, Type::JSON] {
+            let unfit = of(ty).write(b"{\xff}", &mut Vec::new()).unwrap_err();
+            assert_eq!(unfit, Unfit(NOT_UTF8.into()));
+        }
+    }
+
+    #[test]
+    fn plain_text_is_what_a_json_reader_has() {
+        for (ty, text, plain) in [
+            (Type::TEXT, "a \"b\"\n", "a \"b\"\n"),
+            (Type::BPCHAR, "CA ", "CA"),
+            (Type::INT8, "42", "42"),
+            (Type::TIMESTAMPTZ, "2015-01-10 14:00:00+00", "2015-01-10T14:00:00Z"),
+            (Type::JSONB, "\"a\"", "\"a\""),
+            (Type::MONEY, "$0.50", "0.50"),
+        ] {
+            let mut out = b"before".to_vec();
+            of(ty).write_plain(text.as_bytes(), &mut out).unwrap();
+            assert_eq!(out, format!("before{plain}").into_bytes());
+        }
+    }
+
+    fn any_writer() -> impl Strategy<Value = Writer> {
+        let types = vec![
+            Type::INT8,
+            Type::BOOL,
+            Type::TEXT,
+            Type::BPCHAR,
+            Type::NUMERIC,
+            Type::MONEY,
+            Type::BYTEA,
+            Type::DATE,
+            Type::TIME,
+            Type::TIMETZ,
+            Type::TIMESTAMP,
+            Type::TIMESTAMPTZ,
+            Type::INTERVAL,
+            Type::JSON,
+            Type::INT4_ARRAY,
+            Type::TEXT_ARRAY,
+            Type::JSONB_ARRAY,
+            Type::TIMESTAMP_ARRAY,
+            Type::INTERVAL_ARRAY,
+            Type::BYTEA_ARRAY,
+        ];
+        let hstore = Type::new("hstore".into(), 70_000, Kind::Simple, "public".into());
+        prop_oneof![
+            20 => prop::sample::select(types).prop_map(of),
+            1 => Just(of(hstore)),
+            2 => (0..20_u8).prop_map(decimal),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        /// Texts that are near those of every type.
+        #[test]
+        fn no_text_makes_invalid_json(
+            writer in any_writer(),
+            text in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..40),
+                "[-+]?[0-9]{0,3}[.e:,{}\\[\\]\"\\\\ ]{0,3}[0-9a-zN]{0,6}[\"}\\]=>, ]{0,4}".prop_map(String::into_bytes),
+                "[0-9]{4,6}-[01][0-9]-[0-3][0-9]( [0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,6})?)?([+-][01][0-9])?( BC)?"
+                    .prop_map(String::into_bytes),
+                "-?[0-9]{1,20}(\\.[0-9]{1,10})?(e[-+][0-9]{1,4})?".prop_map(String::into_bytes),
+                "\\{(\"([a-z]|\\\\.){0,4}\"|NULL|[0-9]|\\{[0-9]\\}|,){0,5}\\}".prop_map(String::into_bytes),
+                "(-?[0-9]{1,10} (year|mons|days) ?){0,2}([+-]?[0-9]{1,10}:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?)?"
+                    .prop_map(String::into_bytes),
+            ],
+        ) {
+            let mut out = Vec::new();
+            if writer.write(&text, &mut out).is_ok() {
+                prop_assert!(serde_json::from_slice::<serde_json::Value>(&out).is_ok(), "{:?}", String::from_utf8_lossy(&out));
+            }
+        }
+
+        #[test]
+        fn rounding_agrees_with_exact_arithmetic(units in any::<i64>(), scale in 0..19_usize, digits in 0..19_usize) {
+            let sign = if units < 0 { "-" } else { "" };
+            let text = format!("{:0>width$}", units.unsigned_abs(), width = scale + 1);
+            let (whole, fraction) = text.split_at(text.len() - scale);
+            let text = if scale > 0 { format!("{sign}{whole}.{fraction}") } else { format!("{sign}{whole}") };
+            // In units of the result, by integers: the quotient, to the nearest, ties to even.
+            let number = i128::from(units.unsigned_abs()) * 10_i128.pow(digits as u32);
+            let unit = 10_i128.pow(scale as u32);
+            let (quotient, twice) = (number / unit, number % unit * 2);
+            let result = quotient + i128::from(twice > unit || twice == unit && quotient % 2 == 1);
+            let expected = format!("{result:0>width$}", width = digits + 1);
+            let (whole, fraction) = expected.split_at(expected.len() - digits);
+            let sign = if result == 0 { "" } else { sign };
+            let expected = if digits > 0 { format!("{sign}{whole}.{fraction}") } else { format!("{sign}{whole}") };
+            let got: serde_json::Value = serde_json::from_str(&written(&decimal(digits as u8), &text).unwrap()).unwrap();
+            prop_assert_eq!(got, json!(expected));
+        }
+
+        #[test]
+        fn any_array_of_any_texts_comes_back(texts in prop::collection::vec(prop::option::of("(?s).{0,8}"), 0..6)) {
+            let quoted = |text: &String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            let elements: Vec<_> = texts.iter().map(|text| text.as_ref().map_or("NULL".into(), quoted)).collect();
+            let json = written(&of(Type::TEXT_ARRAY), &format!("{{{}}}", elements.join(","))).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Vec<Option<String>>>(&json).unwrap(), texts);
+        }
+    }
+}
