@@ -2,8 +2,30 @@
 //! transaction is netted in when it is too large for memory.
 //!
 //! `rules.rs` compiles the config against the catalog, once per start. Then each transaction is taken change by change: `net.rs`
-//! keeps one net change per row, `aggregate.rs` finds the aggregates that these touch, `payload.rs` writes what the rules tell of
-//! each. The same transaction gives the same events for ever, in the same order: by rule, as declared, then by the root's key.
+//! keeps one net change per row, `store.rs` puts these in order, `aggregate.rs` finds the aggregates that they touch, `trigger.rs`
+//! whether a rule speaks of them, and `payload.rs` writes what it tells of each. The same transaction gives the same events for ever, in
+//! the same order: by rule, as declared, then by the root's key.
+
+use std::collections::{HashMap, HashSet};
+
+use tracing::warn;
+
+use self::{
+    aggregate::{Group, GroupError, NetRow, Open, Owner, Referrer, Touched, held, prefix},
+    net::Taken,
+    payload::Missing,
+    row::{Cell, Cells, Misshapen, Projection, write_sorted},
+    rules::{Because, EventRule, Field, MappedTable, Role, Rules},
+    store::{Cursor, Pass, Store},
+    trigger::{Answer, Asked, Blank},
+};
+use crate::{
+    change::{Change, Commit, Op, Table},
+    config::{Truncate, Unmapped},
+    event::Event,
+    lsn::Lsn,
+    transaction::{Spill, SpillError},
+};
 
 pub mod catalog;
 pub mod rules;
@@ -12,5 +34,852 @@ pub(crate) mod paths;
 pub mod row;
 pub mod value;
 pub mod condition;
+mod net;
+mod store;
 pub mod aggregate;
+mod trigger;
 pub mod payload;
+#[cfg(test)]
+mod model;
+
+/// An aggregate's rows are held in memory while its events are made, at least so many bytes of them. What Kafka takes in one record
+/// is less.
+pub const AGGREGATE_BYTES_MIN: usize = 4 * 1024 * 1024;
+
+/// Makes events of transactions, one transaction at a time.
+pub struct Mapping {
+    rules: Rules,
+    /// Whether some event is of an aggregate, and whether one of these is of a state topic.
+    uses: Vec<Use>,
+    /// Per event the collections that its data lists.
+    listed: Vec<Vec<usize>>,
+    aggregate_bytes_max: usize,
+    commit: Commit,
+    counts: Counts,
+    /// Shape of a table -> the mapped tables that its rows belong to.
+    plans: HashMap<u64, Vec<(usize, Projection)>>,
+    store: Store,
+    taker: Taker,
+    giver: Option<Giver>,
+    giving: Buffers,
+    referrer: Referrer,
+    /// Tables whose changes no event has told of, once in the log.
+    warned: HashSet<usize>,
+}
+
+impl std::fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without rows.
+        f.debug_struct("Mapping").field("commit", &self.commit).field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+/// What transactions have come to, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rows that a transaction has touched and not left as if it had not been.
+    pub rows: u64,
+    /// Of these, rows that have the values they had.
+    pub no_ops: u64,
+    /// Of these, rows that have changed and no event tells of.
+    pub unmapped: u64,
+}
+
+/// A transaction cannot be told. It lasts: the same transaction comes again after a restart.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// A mapped column is not there any more.
+    #[error(
+        "read a row of {table} at {lsn}: it has no column {column}, which {needed_by} needs; take the column out of the mapping, \
+         or put it back"
+    )]
+    Dropped {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        table: String,
+        /// The column's name.
+        column: String,
+        /// The event's field, or what else names it in the config.
+        needed_by: String,
+    },
+    /// A mapped column has another type.
+    #[error(
+        "read a row of {table} at {lsn}: column {column}, which {needed_by} needs, is of type {found} and was {expected} at the \
+         start; the event would say it in another way. Run `offshoot check`, then start again if the new form is what you want"
+    )]
+    Retyped {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        table: String,
+        /// The column's name.
+        column: String,
+        /// The event's field, or what else names it in the config.
+        needed_by: String,
+        /// The type that it has.
+        found: String,
+        /// The type that it had when the mapping was made.
+        expected: String,
+    },
+    /// The primary key is another.
+    #[error(
+        "read a row of {table} at {lsn}: its primary key is not ({key}) any more, which names its rows; run `offshoot check`, and start \
+         again with the key that it has now"
+    )]
+    OtherKey {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        table: String,
+        /// The columns that it had.
+        key: String,
+    },
+    /// The log does not say which row it is.
+    #[error(
+        "find the row of {table} that is changed at {lsn}: the log does not have column {column} of its primary key; choose a replica \
+         identity that covers it (ALTER TABLE {table} REPLICA IDENTITY FULL, or DEFAULT)"
+    )]
+    KeyUnknown {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        table: String,
+        /// The column's name.
+        column: String,
+    },
+    /// Two rows have one primary key.
+    #[error(
+        "tell rows of {table} apart at {lsn}: two have one primary key for a while; a primary key that is DEFERRABLE cannot name the \
+         rows of an aggregate"
+    )]
+    KeyTaken {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        table: String,
+    },
+    /// TRUNCATE says no rows.
+    #[error(
+        "tell what TRUNCATE of {table} at {lsn} has deleted: it carries no rows; `truncate: ignore` lets its rows go without an event, and \
+         offshoot skip --lsn {commit} goes on without the transaction"
+    )]
+    Truncated {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// `schema.table`.
+        table: String,
+    },
+    /// Whether an event has happened depends on an old value.
+    #[error(
+        "know whether {event} has happened in the transaction that commits at {commit}: the log does not say what {table}.{column} was; \
+         ALTER TABLE {table} REPLICA IDENTITY FULL makes it say so from then on"
+    )]
+    OldUnknown {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// Name and version.
+        event: String,
+        /// `schema.table`.
+        table: String,
+        /// The column's name.
+        column: String,
+    },
+    /// The root was there before, and so were children that the transaction does not touch.
+    #[error(
+        "tell {collection} of {event} in the transaction that commits at {commit}: it does not carry the children that it does not \
+         touch; only an event with `when: created` can list children, or one with `when: deleted` where {table} has REPLICA IDENTITY FULL"
+    )]
+    Children {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// Name and version.
+        event: String,
+        /// As the config calls it.
+        collection: String,
+        /// `schema.table` of the children.
+        table: String,
+    },
+    /// A field, the key or the row of an event is not known, or has no form.
+    #[error("make {event} of the transaction that commits at {commit}: failed to {missing}")]
+    Event {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// Name and version.
+        event: String,
+        /// What is the matter, and how to mend it.
+        missing: Missing,
+    },
+    /// `if` cannot be answered.
+    #[error("answer `if` of {event} in the transaction that commits at {commit}: {reason}")]
+    Condition {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// Name and version.
+        event: String,
+        /// Why not.
+        reason: String,
+    },
+    /// One aggregate has too many rows in the transaction.
+    #[error(
+        "hold one {aggregate} of the transaction that commits at {commit}: it has touched more than {max} bytes of its rows; raise \
+         limits.memory, or go on without the transaction: offshoot skip --lsn {commit}"
+    )]
+    TooLarge {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// As the config calls it.
+        aggregate: String,
+        /// How many it may be.
+        max: usize,
+    },
+    /// No event tells of a change, and `unmapped: fail` says that one must.
+    #[error(
+        "tell of every change in the transaction that commits at {commit}: no event tells of a row of {table}; add one, say \
+         `unmapped: warn`, or go on without the transaction: offshoot skip --lsn {commit}"
+    )]
+    Unmapped {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// `schema.table`.
+        table: String,
+    },
+    /// Disk.
+    #[error(transparent)]
+    Spill(#[from] SpillError),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    events: bool,
+    compacts: bool,
+}
+
+/// Reads changes.
+#[derive(Debug, Default)]
+struct Taker {
+    old: Vec<u8>,
+    new: Vec<u8>,
+}
+
+/// Where the making of events is.
+#[derive(Default)]
+struct Giver {
+    /// Per aggregate and collection what the log leaves open.
+    open: Vec<Vec<Open>>,
+    rule: usize,
+    cursor: Cursor,
+    /// The cursor is where the rule's aggregate begins, or after that.
+    is_begun: bool,
+    /// The next of the group's aggregates.
+    owner: usize,
+    /// A tombstone follows: `Buffers::previous` is its key.
+    tombstone: bool,
+    index: u64,
+    /// By number of row: some event has told of it, or there is nothing to tell.
+    told: Vec<bool>,
+    /// Per table how many rows are to be told of.
+    untold: Vec<u64>,
+}
+
+/// What an event is made in.
+#[derive(Debug, Default)]
+struct Buffers {
+    group: Group,
+    cause: Group,
+    reference: Vec<u8>,
+    key: Vec<u8>,
+    previous: Vec<u8>,
+    row: Vec<u8>,
+    data: Vec<u8>,
+    cause_row: Vec<u8>,
+}
+
+/// What has been made in the buffers.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    rule: usize,
+    index: u64,
+    /// The key is `Buffers::previous`, and there is no data.
+    is_tombstone: bool,
+    /// The key was `Buffers::previous`.
+    has_previous: bool,
+    /// Index in `Rules::events`.
+    cause: Option<usize>,
+}
+
+impl Mapping {
+    /// For rules; what does not fit into `spill.memory_max` bytes goes to a file.
+    pub fn new(rules: Rules, spill: Spill) -> Self {
+        let mut uses = vec![Use::default(); rules.aggregates.len()];
+        for event in rules.events.iter().filter(|event| !event.when.is_empty()) {
+            uses[event.aggregate].events = true;
+            uses[event.aggregate].compacts |= event.compact;
+        }
+        let listed = rules.events.iter().map(|event| {
+            let mut listed = Vec::new();
+            list(&event.data, &mut listed);
+            listed
+        });
+        Self {
+            listed: listed.collect(),
+            uses,
+            aggregate_bytes_max: spill.memory_max.max(AGGREGATE_BYTES_MIN),
+            commit: Commit { xid: 0, lsn: Lsn::INVALID, end: Lsn::INVALID, time: 0 },
+            counts: Counts::default(),
+            plans: HashMap::new(),
+            store: Store::new(spill),
+            taker: Taker::default(),
+            giver: None,
+            giving: Buffers::default(),
+            referrer: Referrer::default(),
+            warned: HashSet::new(),
+            rules,
+        }
+    }
+
+    /// By which events are made.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// What transactions have come to.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Bytes of the file that the transaction is netted in; 0 in memory.
+    pub fn spilled_bytes(&self) -> u64 {
+        self.store.file_bytes()
+    }
+
+    /// Forgets what was held and begins a transaction.
+    pub fn begin(&mut self, commit: &Commit) {
+        self.commit = *commit;
+        self.store.clear();
+        self.giver = None;
+    }
+
+    /// Takes a change; changes of tables that no rule names are passed over.
+    pub fn take(&mut self, change: &Change<'_>) -> Result<(), MapError> {
+        let Self { rules, plans, store, taker, commit, .. } = self;
+        let plan = match plans.get(&change.table.version) {
+            Some(plan) => plan,
+            None => {
+                let plan = resolve(rules, change.table, change.lsn)?;
+                if plans.len() >= PLANS_MAX {
+                    plans.clear();
+                }
+                plans.entry(change.table.version).or_insert(plan)
+            }
+        };
+        for (table, projection) in plan {
+            taker.take(rules, *table, projection, change, store, commit.lsn)?;
+        }
+        Ok(())
+    }
+
+    /// The next event in order, once all changes are taken; None when there is no more.
+    pub fn next(&mut self) -> Result<Option<Event<'_>>, MapError> {
+        if self.giver.is_none() {
+            self.settle()?;
+        }
+        let Some(made) = self.advance()? else { return Ok(None) };
+        let Buffers { key, previous, row, data, cause_row, .. } = &self.giving;
+        Ok(Some(Event {
+            rule: &self.rules.events[made.rule],
+            index: made.index,
+            key: if made.is_tombstone { previous } else { key },
+            previous_key: made.has_previous.then_some(previous),
+            row,
+            data: (!made.is_tombstone).then_some(data),
+            cause: made.cause.map(|cause| (&self.rules.events[cause], &cause_row[..])),
+        }))
+    }
+
+    /// The end of the changes: puts in order what they touch.
+    fn settle(&mut self) -> Result<(), MapError> {
+        let Self { rules, uses, store, referrer, counts, .. } = self;
+        let tables = &rules.tables;
+        let open = rules.aggregates.iter().map(|aggregate| vec![Open::default(); aggregate.children.len()]);
+        let mut giver = Giver { open: open.collect(), untold: vec![0; tables.len()], ..Giver::default() };
+        let Giver { open, told, untold, .. } = &mut giver;
+        // Each row is met once to be counted, whatever it is to how many aggregates.
+        let mut met = |row: &store::Visited<'_>| {
+            let number = row.number as usize;
+            if told.len() <= number {
+                told.resize(number + 1, true);
+            }
+            counts.rows += 1;
+            if (NetRow { before: row.before, after: row.after }).changed(None) == aggregate::Changed::No {
+                counts.no_ops += 1;
+            } else {
+                told[number] = false;
+                untold[row.table] += 1;
+            }
+        };
+        let has_roots = |table: usize| tables[table].roles.iter().any(|role| matches!(role, Role::Root { .. }));
+        let has_children = |table: usize| tables[table].roles.iter().any(|role| matches!(role, Role::Child { .. }));
+        store.settle(
+            tables,
+            |table, pass| if pass == Pass::Roots { has_roots(table) } else { has_children(table) },
+            |pass, row, references| {
+                if pass == Pass::Roots || !has_roots(row.table) {
+                    met(&row);
+                }
+                for &role in &tables[row.table].roles {
+                    match role {
+                        Role::Root { aggregate } if pass == Pass::Roots && uses[aggregate].events => {
+                            referrer.root(rules, aggregate, uses[aggregate].compacts, row, references)?;
+                        }
+                        Role::Child { aggregate, collection } if pass == Pass::Children && uses[aggregate].events => {
+                            let Open { was, is } = referrer.child(rules, aggregate, collection, row, references)?;
+                            let open = &mut open[aggregate][collection];
+                            open.was |= was;
+                            open.is |= is;
+                        }
+                        _ => {}
+                    }
+                }
+                Ok(())
+            },
+        )?;
+        self.giver = Some(giver);
+        Ok(())
+    }
+
+    /// Makes the next event.
+    fn advance(&mut self) -> Result<Option<Made>, MapError> {
+        let Self { rules, store, giver, giving, listed, commit, aggregate_bytes_max, .. } = self;
+        let giver = giver.as_mut().expect("the transaction is settled");
+        let maker = Maker { rules, store, listed, commit: commit.lsn, aggregate_bytes_max: *aggregate_bytes_max };
+        while let Some(rule) = rules.events.get(giver.rule) {
+            if std::mem::take(&mut giver.tombstone) {
+                let index = giver.index;
+                giver.index += 1;
+                return Ok(Some(Made { is_tombstone: true, ..Made::of(giver.rule, index) }));
+            }
+            if !giver.is_begun {
+                if rule.when.is_empty() {
+                    giver.rule += 1;
+                    continue;
+                }
+                let asked = maker.asked(rule, giver);
+                if let Some(blank) = asked.fires_unseen(&rule.when) {
+                    return Err(maker.old_unknown(rule, blank));
+                }
+                prefix(rule.aggregate, &mut giving.reference);
+                store.seek(&giving.reference, &mut giver.cursor)?;
+                giving.group.owners.clear();
+                (giver.is_begun, giver.owner) = (true, 0);
+            }
+            let Some(&owner) = giving.group.owners.get(giver.owner) else {
+                if !maker.load(&mut giving.group, rule.aggregate, &mut giver.cursor)? {
+                    (giver.rule, giver.is_begun) = (giver.rule + 1, false);
+                }
+                giver.owner = 0;
+                continue;
+            };
+            giver.owner += 1;
+            let (tells, made) = maker.make(owner, giver, giving)?;
+            if tells {
+                for (number, table) in giving.group.numbers(owner) {
+                    if !std::mem::replace(&mut giver.told[number as usize], true) {
+                        giver.untold[table] -= 1;
+                    }
+                }
+            }
+            if made.is_some() {
+                giver.index += 1;
+                return Ok(made);
+            }
+        }
+        self.report_untold()?;
+        Ok(None)
+    }
+
+    /// The end of a transaction.
+    fn report_untold(&mut self) -> Result<(), MapError> {
+        let giver = self.giver.as_mut().expect("the transaction is settled");
+        for (table, untold) in giver.untold.iter_mut().enumerate() {
+            let untold = std::mem::take(untold);
+            if untold == 0 {
+                continue;
+            }
+            self.counts.unmapped += untold;
+            let table_name = || self.rules.tables[table].full_name();
+            match self.rules.unmapped {
+                Unmapped::Ignore => {}
+                Unmapped::Warn => {
+                    if self.warned.insert(table) {
+                        warn!(table = table_name(), commit = %self.commit.lsn, "no event tells of some changes");
+                    }
+                }
+                Unmapped::Fail => {
+                    return Err(MapError::Unmapped { commit: self.commit.lsn, table: table_name() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shapes of tables that are remembered; a database with more has them found again.
+const PLANS_MAX: usize = 10_000;
+
+/// The mapped tables that rows of a shape belong to: by its own name, or as a partition.
+fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Vec<(usize, Projection)>, MapError> {
+    let is_of = |table: &MappedTable| {
+        let named = |schema: &str, name: &str| table.schema == schema && table.name == name;
+        named(&shape.schema, &shape.name) || shape.ancestors.iter().any(|(schema, name)| named(schema, name))
+    };
+    let tables = rules.tables.iter().enumerate().filter(|(_, table)| is_of(table));
+    let plan = tables.map(|(index, table)| {
+        let name = || format!("{}.{}", shape.schema, shape.name);
+        let projection = Projection::resolve(table, shape).map_err(|misshapen| match misshapen {
+            Misshapen::Dropped(column) => MapError::Dropped {
+                lsn,
+                table: name(),
+                column: column.name.clone(),
+                needed_by: column.needed_by.clone(),
+            },
+            Misshapen::Retyped(column) => {
+                let found = shape.columns.iter().find(|found| found.name == column.name);
+                MapError::Retyped {
+                    lsn,
+                    table: name(),
+                    column: column.name.clone(),
+                    needed_by: column.needed_by.clone(),
+                    found: found.map_or_else(String::new, |found| found.ty.name().into()),
+                    expected: column.ty.name().into(),
+                }
+            }
+            Misshapen::OtherKey => {
+                let key: Vec<_> = table.columns[..table.key_len].iter().map(|column| column.name.as_str()).collect();
+                MapError::OtherKey { lsn, table: name(), key: key.join(", ") }
+            }
+        })?;
+        Ok((index, projection))
+    });
+    plan.collect()
+}
+
+impl Taker {
+    fn take(
+        &mut self,
+        rules: &Rules,
+        table: usize,
+        projection: &Projection,
+        change: &Change<'_>,
+        store: &mut Store,
+        commit: Lsn,
+    ) -> Result<(), MapError> {
+        let Self { old, new } = self;
+        old.clear();
+        new.clear();
+        let mapped = &rules.tables[table];
+        let name = || format!("{}.{}", change.table.schema, change.table.name);
+        let unknown = |column: usize| MapError::KeyUnknown {
+            lsn: change.lsn,
+            table: name(),
+            column: mapped.columns[column].name.clone(),
+        };
+        let taken = |Taken| MapError::KeyTaken { lsn: change.lsn, table: name() };
+        match change.op {
+            Op::Insert { new: row } => {
+                projection.row(row, new);
+                let key = Cells { bytes: new }.key(mapped.key_len).map_err(unknown)?;
+                store.net(&rules.tables)?.insert(table, key, new).map_err(taken)
+            }
+            Op::Update { old: told, new: row } => {
+                projection.row(row, new);
+                match told {
+                    Some(told) => projection.old(told, old),
+                    None => projection.kept(row, old),
+                }
+                let old_key = Cells { bytes: old }.key(mapped.key_len).map_err(unknown)?;
+                let new_row = Cells { bytes: new };
+                // A key so long that it is stored out of line is not repeated.
+                let new_key = match new_row.key(mapped.key_len) {
+                    Ok(key) => key,
+                    Err(_) => {
+                        let mut filled = Vec::with_capacity(new.len() + old.len());
+                        row::fill(new_row, Cells { bytes: old }, &mut filled);
+                        *new = filled;
+                        Cells { bytes: new }.key(mapped.key_len).map_err(unknown)?
+                    }
+                };
+                store.net(&rules.tables)?.update(table, (old_key, old), (new_key, new)).map_err(taken)
+            }
+            Op::Delete { old: told } => {
+                projection.old(told, old);
+                let key = Cells { bytes: old }.key(mapped.key_len).map_err(unknown)?;
+                store.net(&rules.tables)?.delete(table, key, old);
+                Ok(())
+            }
+            Op::Truncate => match rules.truncate {
+                Truncate::Fail => Err(MapError::Truncated { lsn: change.lsn, commit, table: name() }),
+                // Of a partitioned table it is not known which of its rows are the partition's.
+                Truncate::Ignore if (mapped.schema != change.table.schema || mapped.name != change.table.name) && store.may_have(table) => {
+                    Err(MapError::Truncated { lsn: change.lsn, commit, table: name() })
+                }
+                Truncate::Ignore => Ok(store.forget(table, &rules.tables)?),
+            },
+        }
+    }
+}
+
+/// The collections that data lists.
+fn list(data: &[(String, Field)], listed: &mut Vec<usize>) {
+    for (_, field) in data {
+        match field {
+            Field::Column { .. } => {}
+            Field::Object(fields) => list(fields, listed),
+            Field::Each { collection, .. } => listed.push(*collection),
+        }
+    }
+}
+
+impl Made {
+    fn of(rule: usize, index: u64) -> Self {
+        Self { rule, index, is_tombstone: false, has_previous: false, cause: None }
+    }
+}
+
+/// Makes events of one transaction.
+#[derive(Clone, Copy)]
+struct Maker<'a> {
+    rules: &'a Rules,
+    store: &'a Store,
+    listed: &'a [Vec<usize>],
+    commit: Lsn,
+    aggregate_bytes_max: usize,
+}
+
+impl<'a> Maker<'a> {
+    /// What a rule tells of one aggregate: whether it tells of it at all, and the event.
+    fn make(
+        &self,
+        owner: Owner,
+        giver: &mut Giver,
+        giving: &mut Buffers,
+    ) -> Result<(bool, Option<Made>), MapError> {
+        let index = giver.rule;
+        let rule = &self.rules.events[index];
+        let aggregate = &self.rules.aggregates[rule.aggregate];
+        let Buffers { group, cause, reference, key, previous, row, data, cause_row } = giving;
+        let touched = group.touched(self.rules, rule.aggregate, owner);
+        let fires = self.fires(rule, &touched, giver)?;
+        let lost = if rule.compact { self.lost_key(rule, &touched, reference)? } else { None };
+        if !fires && lost.is_none() {
+            return Ok((false, None));
+        }
+        for buffer in [&mut *key, &mut *previous, &mut *row, &mut *data, &mut *cause_row] {
+            buffer.clear();
+        }
+        self.row(rule, &touched, row)?;
+        let mut made = Made::of(index, giver.index);
+        let is_gone = touched.root.is_some_and(|root| root.after.is_none());
+        if !fires || rule.compact && is_gone {
+            if lost != Some(Held::No) {
+                return Ok((true, None));
+            }
+            self.event(rule, payload::key(self.rules, &touched, payload::Side::Before, previous))?;
+            return Ok((true, Some(Made { is_tombstone: true, ..made })));
+        }
+        if let Some(NetRow { before: Some(before), after: Some(after) }) = touched.root {
+            for &column in &aggregate.key {
+                match aggregate::changed(before.get(column), after.get(column)) {
+                    Some(changed) => made.has_previous |= changed,
+                    None => return Err(self.old_unknown(rule, Blank { table: aggregate.root, column })),
+                }
+            }
+        }
+        if made.has_previous {
+            self.event(rule, payload::key(self.rules, &touched, payload::Side::Before, previous))?;
+        }
+        self.event(rule, payload::key(self.rules, &touched, payload::Side::Now, key))?;
+        self.lists_all(index, &touched, &giver.open[rule.aggregate])?;
+        self.event(rule, payload::write(self.rules, rule, &touched, data))?;
+        if let Some(because) = &rule.because {
+            made.cause = self.cause(rule, because, &touched, giver, (cause, reference, cause_row))?;
+        }
+        giver.tombstone = lost == Some(Held::No);
+        Ok((true, Some(made)))
+    }
+
+    /// Loads the next group.
+    fn load(&self, group: &mut Group, aggregate: usize, cursor: &mut Cursor) -> Result<bool, MapError> {
+        let loaded = group.load(self.rules, aggregate, self.store, cursor, self.aggregate_bytes_max);
+        loaded.map_err(|error| match error {
+            GroupError::Spill(error) => MapError::Spill(error),
+            GroupError::TooLarge => MapError::TooLarge {
+                commit: self.commit,
+                aggregate: self.rules.aggregates[aggregate].name.clone(),
+                max: self.aggregate_bytes_max,
+            },
+        })
+    }
+
+    fn asked(&self, rule: &EventRule, giver: &'a Giver) -> Asked<'a> {
+        Asked {
+            rules: self.rules,
+            aggregate: &self.rules.aggregates[rule.aggregate],
+            open: &giver.open[rule.aggregate],
+        }
+    }
+
+    /// Whether `when` and `if` hold.
+    fn fires(&self, rule: &EventRule, touched: &Touched<'_>, giver: &Giver) -> Result<bool, MapError> {
+        match self.asked(rule, giver).fires(&rule.when, touched) {
+            Answer::No => return Ok(false),
+            Answer::Unknown(blank) => return Err(self.old_unknown(rule, blank)),
+            Answer::Yes => {}
+        }
+        let Some(condition) = &rule.condition else { return Ok(true) };
+        let failed = |reason| MapError::Condition { commit: self.commit, event: full_name(rule), reason };
+        let Some(NetRow { before, after }) = touched.root else {
+            let reason = "only children have changed, and the transaction does not carry the root's columns".into();
+            return Err(failed(reason));
+        };
+        let table = &self.rules.tables[self.rules.aggregates[rule.aggregate].root];
+        condition.holds(table, before, after).map_err(failed)
+    }
+
+    /// Whether a root has lost its record key, and to whom.
+    fn lost_key(&self, rule: &EventRule, touched: &Touched<'_>, reference: &mut Vec<u8>) -> Result<Option<Held>, MapError> {
+        let Some(NetRow { before: Some(before), after }) = touched.root else { return Ok(None) };
+        let key = &self.rules.aggregates[rule.aggregate].key;
+        if let Some(after) = after {
+            let mut has_changed = false;
+            for &column in key {
+                has_changed |= aggregate::changed(before.get(column), after.get(column)).unwrap_or(false);
+            }
+            if !has_changed {
+                return Ok(None);
+            }
+        }
+        held(rule.aggregate, key, before, reference);
+        Ok(Some(if self.store.get(reference, &mut Vec::new())? { Held::ByAnother } else { Held::No }))
+    }
+
+    /// The primary key of the root's row. One whose key has changed has the old one behind the new one: what was there may be gone, and is
+    /// another event.
+    fn row(&self, rule: &EventRule, touched: &Touched<'_>, out: &mut Vec<u8>) -> Result<(), MapError> {
+        self.event(rule, payload::row(self.rules, touched, payload::Side::Now, out))?;
+        let key_len = self.rules.tables[self.rules.aggregates[rule.aggregate].root].key_len;
+        if touched.root.is_some_and(|root| root.before.is_some() && root.after.is_some() && root.key_changed(key_len)) {
+            out.push(b',');
+            self.event(rule, payload::row(self.rules, touched, payload::Side::Before, out))?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the children that an event lists are all that there are.
+    fn lists_all(&self, index: usize, touched: &Touched<'_>, open: &[Open]) -> Result<(), MapError> {
+        let rule = &self.rules.events[index];
+        for &collection in &self.listed[index] {
+            let listed = &self.rules.aggregates[rule.aggregate].children[collection];
+            let is_open = match touched.root {
+                Some(NetRow { before: None, .. }) => open[collection].is,
+                Some(NetRow { after: None, .. }) => open[collection].was,
+                _ => {
+                    return Err(MapError::Children {
+                        commit: self.commit,
+                        event: full_name(rule),
+                        collection: listed.name.clone(),
+                        table: self.rules.tables[listed.table].full_name(),
+                    });
+                }
+            };
+            if is_open {
+                return Err(self.old_unknown(rule, Blank { table: listed.table, column: listed.link }));
+            }
+        }
+        Ok(())
+    }
+
+    /// The event of the transaction that an event came of.
+    fn cause(
+        &self,
+        rule: &EventRule,
+        because: &Because,
+        touched: &Touched<'_>,
+        giver: &Giver,
+        (group, reference, cause_row): (&mut Group, &mut Vec<u8>, &mut Vec<u8>),
+    ) -> Result<Option<usize>, MapError> {
+        let Some(NetRow { before, after }) = touched.root else { return Ok(None) };
+        let (Some(state), is_gone) = (after.or(before), after.is_none()) else { return Ok(None) };
+        let text = match state.get(because.via) {
+            Cell::Text(text) => text,
+            Cell::Null => return Ok(None),
+            Cell::Unchanged | Cell::Unknown => {
+                let table = self.rules.aggregates[rule.aggregate].root;
+                return Err(self.old_unknown(rule, Blank { table, column: because.via }));
+            }
+        };
+        let cause = &self.rules.events[because.event];
+        let root = &self.rules.tables[self.rules.aggregates[cause.aggregate].root];
+        prefix(cause.aggregate, reference);
+        let start = reference.len();
+        write_sorted(text, &root.columns[0].ty, reference);
+        if is_gone {
+            let mut moved = Vec::new();
+            if self.store.get(&aggregate::left(reference), &mut moved)? {
+                reference.truncate(start);
+                reference.extend_from_slice(&moved);
+            }
+        }
+        let mut cursor = Cursor::default();
+        self.store.seek(reference, &mut cursor)?;
+        if !cursor.key.starts_with(reference) || !self.load(group, cause.aggregate, &mut cursor)? {
+            return Ok(None);
+        }
+        for &owner in group.owners.iter().rev() {
+            let other = group.touched(self.rules, cause.aggregate, owner);
+            let named = other.root.and_then(|root| if is_gone { root.before } else { root.after.or(root.before) });
+            let is_it = named.map_or(other.root_key, |row| row.key(1).ok().and_then(|_| text_of(row.get(0)))) == Some(text);
+            let is_told = !(cause.compact && other.root.is_some_and(|root| root.after.is_none()));
+            if is_it && is_told && self.fires(cause, &other, giver)? {
+                self.row(cause, &other, cause_row)?;
+                return Ok(Some(because.event));
+            }
+        }
+        Ok(None)
+    }
+
+    fn event<T>(&self, rule: &EventRule, made: Result<T, Missing>) -> Result<T, MapError> {
+        made.map_err(|missing| MapError::Event { commit: self.commit, event: full_name(rule), missing })
+    }
+
+    fn old_unknown(&self, rule: &EventRule, Blank { table, column }: Blank) -> MapError {
+        let table = &self.rules.tables[table];
+        MapError::OldUnknown {
+            commit: self.commit,
+            event: full_name(rule),
+            table: table.full_name(),
+            column: table.columns[column].name.clone(),
+        }
+    }
+}
+
+/// Who has a record key that a root had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    No,
+    ByAnother,
+}
+
+fn text_of(cell: Cell<'_>) -> Option<&[u8]> {
+    match cell {
+        Cell::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Name and version of an event.
+fn full_name(rule: &EventRule) -> String {
+    format!("{}.v{}", rule.name, rule.version)
+}

@@ -1,6 +1,9 @@
 //! A row of a mapped table: only the columns that rules need, by their place in `MappedTable::columns`. Pure.
 
-use crate::change::{Old, Row, Value};
+use postgres_types::Type;
+
+use super::rules::{MappedColumn, MappedTable};
+use crate::change::{Identity, Old, Row, Table, Value};
 
 /// What is known of one value of a row. Null, unchanged and unknown are three things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +49,77 @@ impl<'a> Cells<'a> {
         })
     }
 
+    /// The first values, which are the primary key's, as they stand in `bytes`; else which of them is not known.
+    pub fn key(self, len: usize) -> Result<&'a [u8], usize> {
+        let mut bytes = 0;
+        for (column, cell) in self.iter().take(len).enumerate() {
+            let Cell::Text(text) = cell else { return Err(column) };
+            bytes += 1 + size_of::<u32>() + text.len();
+        }
+        Ok(&self.bytes[..bytes])
+    }
+
     /// The value of a column.
     pub fn get(self, column: usize) -> Cell<'a> {
         self.iter().nth(column).expect("a row has all columns that rules need")
     }
+}
+
+/// Appends what `new` says, and where that is `Unchanged`, what `base` knows.
+pub fn fill(new: Cells<'_>, base: Cells<'_>, out: &mut Vec<u8>) {
+    for (new, base) in new.iter().zip(base.iter()) {
+        match (new, base) {
+            (Cell::Unchanged, Cell::Null | Cell::Text(_)) => base.write(out),
+            _ => new.write(out),
+        }
+    }
+}
+
+/// Appends a value of a key so that bytes compare as keys do: integers as numbers, else as the bytes of their text. It ends itself: keys
+/// of several columns are their values' one after the other.
+pub fn write_sorted(text: &[u8], ty: &Type, out: &mut Vec<u8>) {
+    let is_integer = matches!(*ty, Type::INT2 | Type::INT4 | Type::INT8 | Type::OID);
+    let number = str::from_utf8(text).ok().filter(|_| is_integer).and_then(|text| text.parse::<i64>().ok());
+    if let Some(number) = number {
+        out.push(1);
+        out.extend_from_slice(&(number ^ i64::MIN).to_be_bytes());
+        return;
+    }
+    out.push(2);
+    for &byte in text {
+        out.push(byte);
+        if byte == 0 {
+            out.push(0xFF);
+        }
+    }
+    out.extend_from_slice(&[0, 0]);
+}
+
+/// Appends the primary key of a row as `write_sorted` has it, of each value. The key is known.
+pub fn write_sorted_key(table: &MappedTable, row: Cells<'_>, out: &mut Vec<u8>) {
+    for (column, cell) in table.columns.iter().zip(row.iter()).take(table.key_len) {
+        if let Cell::Text(text) = cell {
+            write_sorted(text, &column.ty, out);
+        }
+    }
+}
+
+/// How long the key of so many columns is that `sorted` begins with.
+pub fn sorted_len(sorted: &[u8], columns: usize) -> usize {
+    let mut at = 0;
+    for _ in 0..columns {
+        if sorted[at] == 1 {
+            at += 9;
+            continue;
+        }
+        at += 1;
+        while sorted[at..at + 2] != [0, 0] {
+            // A zero of the text has its mark behind it.
+            at += if sorted[at] == 0 { 2 } else { 1 };
+        }
+        at += 2;
+    }
+    at
 }
 
 impl Cell<'_> {
@@ -86,7 +156,42 @@ pub struct Projection {
     pub columns: Vec<(usize, bool)>,
 }
 
+/// Why rows of a shape cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Misshapen<'a> {
+    /// It does not have the column.
+    Dropped(&'a MappedColumn),
+    /// The column is of another type.
+    Retyped(&'a MappedColumn),
+    /// Its primary key has other columns.
+    OtherKey,
+}
+
 impl Projection {
+    /// Finds the columns that rules need in a shape of their table.
+    pub fn resolve<'a>(table: &'a MappedTable, shape: &Table) -> Result<Self, Misshapen<'a>> {
+        let mut columns = Vec::with_capacity(table.columns.len());
+        for column in &table.columns {
+            let place = shape.columns.iter().position(|c| c.name == column.name).ok_or(Misshapen::Dropped(column))?;
+            let found = &shape.columns[place];
+            if found.ty.oid() != column.ty.oid() {
+                return Err(Misshapen::Retyped(column));
+            }
+            columns.push((place, found.identity));
+        }
+        let identity = shape.columns.iter().filter(|column| column.identity).count();
+        let covered = columns[..table.key_len].iter().filter(|(_, identity)| *identity).count();
+        if shape.identity == Identity::Default && (covered, identity) != (table.key_len, table.key_len) {
+            return Err(Misshapen::OtherKey);
+        }
+        Ok(Self { columns })
+    }
+
+    /// Appends what is said of an old row when only the new one is: an update that is told without it has not touched the identity.
+    pub fn kept(&self, new: Row<'_>, out: &mut Vec<u8>) {
+        self.pick(new, |identity| identity, out);
+    }
+
     /// Appends what a new row says.
     pub fn row(&self, row: Row<'_>, out: &mut Vec<u8>) {
         self.pick(row, |_| true, out);

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("source", &["lsn", "transaction"]),
     ("progress", &["change", "lsn"]),
     ("sink", &["progress"]),
-    ("mapping", &["change", "config", "event", "json", "sink", "text"]),
+    ("mapping", &["change", "config", "event", "json", "lsn", "sink", "transaction", "text"]),
     ("event", &["mapping"]),
     ("finding", &[]),
     ("causes", &[]),
