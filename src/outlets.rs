@@ -1,23 +1,26 @@
-//! Transaction -> records of every way out, step by step: `changes`, `outbox`, `messages`.
+//! Transaction -> records of every way out, step by step: `changes`, `outbox`, `messages`, `events`.
 //!
-//! A step is one content of the transaction, a row change or a message, in the order in which it was written. Steps are
-//! counted: of a transaction that is spread over several Kafka transactions, progress says how many are published, and a
-//! restart walks over these without a record.
+//! First come its contents, a row change or a message a step, in the order in which they were written; then its events, one a
+//! step, since only the whole transaction says what has happened. Steps are counted: of a transaction that is spread over several Kafka transactions, progress says how many are published, and a
+//! restart walks over these without a record; the mapping sees them all the same.
 
-use std::{io, sync::Arc};
+use std::io;
 
 use crate::{
-    change::{Commit, Content, LogicalMessage, Micros, Op},
+    change::{Change, Commit, Content, LogicalMessage, Micros, Op},
     config::{Config, ContextConfig},
+    event::Context,
     format::{
+        cloudevents,
         debezium::{self, TopicError},
         messages::{self, NoKey},
         outbox::{self, OutboxError},
     },
     json,
     lsn::Lsn,
+    mapping::{MapError, Mapping, rules::Rules},
     sink::{RecordBatch, Ticket},
-    transaction::Transaction,
+    transaction::{Spill, SpillError, Transaction},
 };
 
 /// Every way out of one pipeline.
@@ -26,6 +29,7 @@ pub struct Outlets {
     changes: Option<debezium::Encoder>,
     outbox: Option<outbox::Encoder>,
     messages: messages::Encoder,
+    events: Option<Events>,
     context: Option<ContextConfig>,
     ignore_origin: Vec<String>,
     /// Of the transaction that has begun.
@@ -34,9 +38,12 @@ pub struct Outlets {
     attributes: Context,
 }
 
-/// What a transaction says of itself: attributes for its events, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Context(pub Vec<(Arc<str>, String)>);
+/// Domain events: what makes them, and what writes them.
+#[derive(Debug)]
+struct Events {
+    mapping: Mapping,
+    encoder: cloudevents::Encoder,
+}
 
 /// The ways out, as metrics count them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,15 +54,28 @@ pub enum Outlet {
     Outbox,
     /// `messages`
     Messages,
+    /// `events`
+    Events,
 }
 
 /// What one step has told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// What was done to a row; `None` of a message.
-    pub row: Option<RowOp>,
+    /// What the step was.
+    pub what: What,
     /// Records, by way out.
-    pub records: [(Outlet, u64); 3],
+    pub records: [(Outlet, u64); 4],
+}
+
+/// What a step was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A row change.
+    Row(RowOp),
+    /// A message.
+    Message,
+    /// An event.
+    Event,
 }
 
 /// What was done to a row, for counting.
@@ -107,6 +127,9 @@ pub enum EncodeError {
     /// A message.
     #[error(transparent)]
     Message(#[from] NoKey),
+    /// What happened in the business.
+    #[error(transparent)]
+    Map(MapError),
     /// What a transaction says of itself.
     #[error("read the context message, with prefix {prefix:?}, of the transaction that commits at {commit}: {why}")]
     Context {
@@ -128,6 +151,18 @@ pub enum StepError {
     /// Its spill file cannot be read back.
     #[error(transparent)]
     Spill(#[from] io::Error),
+    /// There is no room to find out what it has done.
+    #[error(transparent)]
+    Net(#[from] SpillError),
+}
+
+impl From<MapError> for StepError {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::Spill(error) => StepError::Net(error),
+            error => StepError::Encode(EncodeError::Map(error)),
+        }
+    }
 }
 
 /// Whether a transaction leaves.
@@ -145,6 +180,12 @@ impl EncodeError {
         matches!(self, EncodeError::Change(debezium::EncodeError::Topic { .. }))
             || matches!(self, EncodeError::Outbox(OutboxError::NoColumn { .. }))
     }
+
+    /// Whether its text has the way on already.
+    pub fn says_how_to_go_on(&self) -> bool {
+        use MapError::{TooLarge, Truncated, Unmapped};
+        self.is_config() || matches!(self, EncodeError::Map(Truncated { .. } | TooLarge { .. } | Unmapped { .. }))
+    }
 }
 
 impl Outlets {
@@ -155,11 +196,18 @@ impl Outlets {
             changes: config.changes.as_ref().map(changes).transpose()?,
             outbox: config.outbox.as_ref().map(|outbox| outbox::Encoder::new(&config.name, outbox)),
             messages: messages::Encoder::new(&config.messages)?,
+            events: None,
             context: config.context.clone(),
             ignore_origin: config.ignore_origin.clone(),
             epoch: 0,
             attributes: Context::default(),
         })
+    }
+
+    /// With the events of these rules; `spill` bounds what is netted in memory.
+    pub fn with_events(self, config: &Config, rules: Rules, spill: Spill) -> Self {
+        let encoder = cloudevents::Encoder::new(&config.name, config.format);
+        Self { events: Some(Events { mapping: Mapping::new(rules, spill), encoder }), ..self }
     }
 
     /// The topics that `changes` of these tables, schema and name, would go to; each once.
@@ -194,52 +242,61 @@ impl Outlets {
             }
             origins.extend(member("origin")?);
         }
-        let is_ignored = origins.iter().any(|origin| self.ignore_origin.contains(origin));
-        Ok(if is_ignored { Leaves::Ignored } else { Leaves::Yes })
+        if origins.iter().any(|origin| self.ignore_origin.contains(origin)) {
+            return Ok(Leaves::Ignored);
+        }
+        if let Some(events) = &mut self.events {
+            events.mapping.begin(&transaction.commit);
+        }
+        Ok(Leaves::Yes)
     }
 
     /// Takes the next step; `None` when there is no further one. After an error the batch is as it was.
     pub fn step(&mut self, transaction: &mut Transaction, step: Step<'_>) -> Result<Option<Told>, StepError> {
         let commit = transaction.commit;
-        let Some(content) = transaction.next_content()? else { return Ok(None) };
-        let row = match content {
-            Content::Row(change) => Some(RowOp::of(&change.op)),
-            Content::Message(_) => None,
+        let Some(content) = transaction.next_content()? else { return self.tell_event(&commit, step) };
+        if let (Content::Row(change), Some(events)) = (&content, &mut self.events)
+            && change.table.asked.mapping
+        {
+            events.mapping.take(change)?;
+        }
+        let what = match content {
+            Content::Row(change) => What::Row(RowOp::of(&change.op)),
+            Content::Message(_) => What::Message,
         };
-        let mut told = Told { row, records: [Outlet::Changes, Outlet::Outbox, Outlet::Messages].map(|of| (of, 0)) };
+        let mut told = Told::nothing(what);
         let Some(out) = step.out else { return Ok(Some(told)) };
-        let (index, now, ticket) = (step.index, step.now, step.ticket);
         let before = out.mark();
-        let mut counted = out.records.len();
-        let mut count = |outlet: Outlet, out: &RecordBatch| {
-            told.records[outlet as usize].1 += (out.records.len() - counted) as u64;
-            counted = out.records.len();
+        let mut batch = Counting { ticket: step.ticket, out, told: &mut told };
+        let written = match content {
+            Content::Row(change) => self.tell_row(&commit, step.index, step.now, &change, &mut batch),
+            Content::Message(message) => self.tell_message(&commit, step.index, &message, &mut batch),
         };
-        let mut tell = || {
-            match content {
-                Content::Row(change) => {
-                    if let (true, Some(changes)) = (change.table.asked.changes, &mut self.changes) {
-                        changes.encode(&commit, index, &change, now, ticket, out)?;
-                        count(Outlet::Changes, out);
-                    }
-                    if let (true, Some(outbox)) = (change.table.asked.outbox, &mut self.outbox) {
-                        outbox.encode(&change, ticket, out)?;
-                        count(Outlet::Outbox, out);
-                    }
-                }
-                Content::Message(message) => {
-                    self.tell_message(&commit, index, &message, ticket, out, &mut count)?;
-                }
-            }
-            Ok::<_, EncodeError>(())
-        };
-        match tell() {
+        match written {
             Ok(()) => Ok(Some(told)),
             Err(error) => {
-                out.back_to(before);
+                batch.out.back_to(before);
                 Err(error.into())
             }
         }
+    }
+
+    fn tell_row(
+        &mut self,
+        commit: &Commit,
+        index: u64,
+        now: Micros,
+        change: &Change<'_>,
+        batch: &mut Counting<'_>,
+    ) -> Result<(), EncodeError> {
+        let asked = change.table.asked;
+        if let Some(changes) = self.changes.as_mut().filter(|_| asked.changes) {
+            batch.count(Outlet::Changes, |ticket, out| changes.encode(commit, index, change, now, ticket, out))?;
+        }
+        if let Some(outbox) = self.outbox.as_mut().filter(|_| asked.outbox) {
+            batch.count(Outlet::Outbox, |ticket, out| outbox.encode(change, ticket, out))?;
+        }
+        Ok(())
     }
 
     fn tell_message(
@@ -247,23 +304,63 @@ impl Outlets {
         commit: &Commit,
         index: u64,
         message: &LogicalMessage<'_>,
-        ticket: Ticket,
-        out: &mut RecordBatch,
-        count: &mut impl FnMut(Outlet, &RecordBatch),
+        batch: &mut Counting<'_>,
     ) -> Result<(), EncodeError> {
         if let Some(outbox) = self.outbox.as_mut().filter(|outbox| outbox.takes(message.prefix)) {
-            outbox.encode_message(message, ticket, out)?;
-            count(Outlet::Outbox, out);
+            batch.count(Outlet::Outbox, |ticket, out| outbox.encode_message(message, ticket, out))?;
         }
         let place = messages::Place { epoch: self.epoch, commit: *commit, index };
-        self.messages.encode(&place, message, ticket, out)?;
-        count(Outlet::Messages, out);
+        batch.count(Outlet::Messages, |ticket, out| self.messages.encode(&place, message, ticket, out))?;
         Ok(())
     }
 
-    /// Steps that a transaction of so many contents may have at most.
+    fn tell_event(&mut self, commit: &Commit, step: Step<'_>) -> Result<Option<Told>, StepError> {
+        let Some(Events { mapping, encoder }) = &mut self.events else { return Ok(None) };
+        let Some(event) = mapping.next()? else { return Ok(None) };
+        let mut told = Told::nothing(What::Event);
+        if let Some(out) = step.out {
+            let stamp = cloudevents::Stamp { epoch: self.epoch, commit: *commit, context: &self.attributes };
+            let mut batch = Counting { ticket: step.ticket, out, told: &mut told };
+            let write = |ticket, out: &mut RecordBatch| {
+                encoder.encode(&stamp, &event, ticket, out);
+                Ok::<_, EncodeError>(())
+            };
+            batch.count(Outlet::Events, write)?;
+        }
+        Ok(Some(told))
+    }
+
+    /// Steps that a transaction of so many contents may have at most: an event may be told of each, and a tombstone beside it.
     pub fn steps_max(&self, contents: u64) -> u64 {
-        contents
+        let events = self.events.as_ref().map_or(0, |events| events.mapping.rules().events.len() as u64);
+        contents.saturating_mul(1 + 2 * events)
+    }
+}
+
+/// A batch that counts what becomes of a step.
+struct Counting<'a> {
+    ticket: Ticket,
+    out: &'a mut RecordBatch,
+    told: &'a mut Told,
+}
+
+impl Counting<'_> {
+    fn count<E>(
+        &mut self,
+        outlet: Outlet,
+        write: impl FnOnce(Ticket, &mut RecordBatch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let before = self.out.records.len();
+        write(self.ticket, self.out)?;
+        self.told.records[outlet as usize].1 += (self.out.records.len() - before) as u64;
+        Ok(())
+    }
+}
+
+impl Told {
+    fn nothing(what: What) -> Told {
+        let all = [Outlet::Changes, Outlet::Outbox, Outlet::Messages, Outlet::Events];
+        Told { what, records: all.map(|outlet| (outlet, 0)) }
     }
 }
 
@@ -275,6 +372,150 @@ impl RowOp {
             Op::Update { .. } => RowOp::Update,
             Op::Delete { .. } => RowOp::Delete,
             Op::Truncate => RowOp::Truncate,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use postgres_types::Type;
+
+    use super::*;
+    use crate::{
+        change::{Asked, Column, Identity, Row, Table},
+        mapping::catalog::{Catalog, CatalogColumn, CatalogTable, Kind},
+    };
+
+    fn outlets(rest: &str) -> Outlets {
+        let head = "name: shop\nsource: { postgres: postgres://u@h/d }\nsink: { kafka: { brokers: \"k:1\" } }\n";
+        let config = Config::parse(&format!("{head}messages: [{{ prefix: m, topic: t }}]\n{rest}"), "c", &|_| None);
+        Outlets::new(&config.unwrap(), "d").unwrap()
+    }
+
+    fn said(origin: Option<&str>, context: Option<&str>) -> Transaction {
+        let mut transaction = Transaction::new();
+        transaction.origin = origin.map(Into::into);
+        transaction.context = context.map(|text| text.as_bytes().to_vec());
+        transaction
+    }
+
+    #[test]
+    fn a_transaction_says_what_its_events_are_told_with() {
+        let mut outlets = outlets("context: { prefix: ctx, correlationid: correlation_id, traceparent: tp, n: n }\n");
+        let context = r#"{"correlation_id": "c-\"1\"", "n": 7, "tp": null, "other": {"x": 1}}"#;
+        assert_eq!(outlets.begin(&said(None, Some(context)), 1).unwrap(), Leaves::Yes);
+        let told: Vec<_> = outlets.attributes.0.iter().map(|(name, value)| (&**name, value.as_str())).collect();
+        assert_eq!(told, [("correlationid", "c-\"1\""), ("n", "7")]);
+        assert_eq!(outlets.begin(&said(None, None), 1).unwrap(), Leaves::Yes);
+        assert_eq!(outlets.attributes, Context::default(), "it is of its own transaction alone");
+        for (wrong, words) in
+            [("x", "it is not a JSON object"), (r#"{"tp": [1]}"#, "its tp is neither text nor a number")]
+        {
+            let error = outlets.begin(&said(None, Some(wrong)), 1).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_comes_from_an_origin_that_is_named_is_ignored() {
+        let mut outlets = outlets("context: { prefix: ctx }\nignore_origin: [node_b, mirror]\n");
+        let mut leaves = |origin, context| outlets.begin(&said(origin, context), 1).unwrap();
+        assert_eq!(leaves(Some("node_b"), None), Leaves::Ignored);
+        assert_eq!(leaves(Some("node_a"), None), Leaves::Yes);
+        assert_eq!(leaves(None, Some(r#"{"origin": "mirror"}"#)), Leaves::Ignored);
+        assert_eq!(leaves(Some("node_a"), Some(r#"{"origin": "shop"}"#)), Leaves::Yes);
+    }
+
+    const ORDERS: &str = "changes: { tables: [public.orders] }\n\
+        aggregates: { Order: { root: orders, topic: shop.order } }\n\
+        events: { OrderPlaced: { of: Order, when: created, data: { orderId: id } } }\n";
+
+    fn shop() -> Outlets {
+        let head = "name: shop\nsource: { postgres: postgres://u@h/d }\nsink: { kafka: { brokers: \"k:1\" } }\n";
+        let config = Config::parse(&format!("{head}{ORDERS}"), "c", &|_| None).unwrap();
+        let id = CatalogColumn {
+            name: "id".into(),
+            ty: Type::INT4,
+            modifier: -1,
+            not_null: true,
+            toastable: false,
+            identity: true,
+        };
+        let orders = CatalogTable {
+            schema: "public".into(),
+            name: "orders".into(),
+            kind: Kind::Table,
+            identity: Identity::Default,
+            columns: vec![id],
+            primary_key: vec!["id".into()],
+            unique: vec![vec!["id".into()]],
+            foreign_keys: Vec::new(),
+            triggers_disabled: false,
+        };
+        let rules = Rules::compile(&config, &Catalog { tables: vec![orders] }).unwrap();
+        Outlets::new(&config, "d").unwrap().with_events(&config, rules, spill())
+    }
+
+    fn spill() -> Spill {
+        Spill { dir: std::env::temp_dir(), memory_max: 1 << 20, file_max: 1 << 20 }
+    }
+
+    /// Three new orders.
+    fn placed() -> Transaction {
+        let column = Column { name: "id".into(), ty: Type::INT4, modifier: -1, identity: true };
+        let table = Arc::new(Table {
+            version: 1,
+            oid: 1,
+            schema: "public".into(),
+            name: "orders".into(),
+            ancestors: vec![],
+            identity: Identity::Default,
+            asked: Asked { changes: true, mapping: true, outbox: false },
+            columns: vec![column],
+            key: vec![0],
+        });
+        let mut transaction = Transaction::new();
+        transaction.commit = Commit { xid: 7, lsn: Lsn(16), end: Lsn(32), time: 0 };
+        for id in [b'1', b'2', b'3'] {
+            let new = Row { bytes: &[b't', 0, 0, 0, 1, id], columns: 1 };
+            transaction.push(&table, Lsn(9), Op::Insert { new }, &spill()).unwrap();
+        }
+        transaction
+    }
+
+    /// Topic and key of each record from a step on; those before are walked over.
+    fn told_from(first: u64) -> Vec<String> {
+        let (mut outlets, mut transaction, mut out) = (shop(), placed(), RecordBatch::default());
+        assert_eq!(outlets.begin(&transaction, 3).unwrap(), Leaves::Yes);
+        assert_eq!(outlets.steps_max(transaction.len()), 9);
+        for index in 0.. {
+            let batch = (index >= first).then_some(&mut out);
+            let step = Step { index, now: 0, ticket: Ticket(1), out: batch };
+            if outlets.step(&mut transaction, step).unwrap().is_none() {
+                assert_eq!(index, 6, "three changes and three events");
+                break;
+            }
+        }
+        let told = |record: &crate::sink::Record| {
+            let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&out.bytes[range]).into_owned();
+            let headers = out.headers[record.headers.clone()].iter();
+            let id = headers.filter(|header| &*header.name == "ce_id").filter_map(|header| header.value.clone());
+            let id: String = id.map(text).collect();
+            format!("{} {} {id}", out.topic(record).name, text(record.key.clone().unwrap()))
+        };
+        out.records.iter().map(told).collect()
+    }
+
+    #[test]
+    fn events_follow_the_changes_and_are_the_same_from_any_step_on() {
+        let all = told_from(0);
+        assert_eq!(all[0], "shop.public.orders {\"id\":1} ");
+        assert_eq!(all[3], "shop.order 1 3-0000000000000010-OrderPlaced.v1-1");
+        assert_eq!(all.len(), 6);
+        for first in 1..=6 {
+            assert_eq!(told_from(first as u64), all[first..]);
         }
     }
 }

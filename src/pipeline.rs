@@ -14,7 +14,7 @@ use crate::{
     config::Delivery,
     ledger::Ledger,
     lsn::Lsn,
-    outlets::{EncodeError, Leaves, Outlet, Outlets, RowOp, Step, StepError, Told},
+    outlets::{EncodeError, Leaves, Outlet, Outlets, RowOp, Step, StepError, Told, What},
     progress::{self, Found, Partial, Progress, Reached, Start},
     sink::{News, RecordBatch, Sink, SinkError, Ticket},
     source::{Item, Source, SourceError},
@@ -416,6 +416,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 Error::Encode { commit, source }
             }
             StepError::Spill(source) => Error::Spill { commit, source },
+            StepError::Net(error) => Error::Source(SourceError::Spill(error)),
         }
     }
 
@@ -685,25 +686,27 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
 
 /// How to go on without a transaction that cannot be told; a table without a topic is for the config to mend.
 fn to_skip(error: &EncodeError, commit: Lsn) -> String {
-    match error.is_config() {
+    match error.says_how_to_go_on() {
         true => String::new(),
         false => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
     }
 }
 
 fn count(metrics: &Metrics, told: &Told) {
-    match told.row {
-        Some(RowOp::Insert) => metrics.rows.insert.inc(),
-        Some(RowOp::Update) => metrics.rows.update.inc(),
-        Some(RowOp::Delete) => metrics.rows.delete.inc(),
-        Some(RowOp::Truncate) => metrics.rows.truncate.inc(),
-        None => metrics.messages.inc(),
+    match told.what {
+        What::Row(RowOp::Insert) => metrics.rows.insert.inc(),
+        What::Row(RowOp::Update) => metrics.rows.update.inc(),
+        What::Row(RowOp::Delete) => metrics.rows.delete.inc(),
+        What::Row(RowOp::Truncate) => metrics.rows.truncate.inc(),
+        What::Message => metrics.messages.inc(),
+        What::Event => 0,
     };
     for (outlet, records) in told.records.iter().filter(|(_, records)| *records > 0) {
         let counter = match outlet {
             Outlet::Changes => &metrics.told.changes,
             Outlet::Outbox => &metrics.told.outbox,
             Outlet::Messages => &metrics.told.messages,
+            Outlet::Events => &metrics.told.events,
         };
         counter.inc_by(*records);
     }

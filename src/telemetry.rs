@@ -259,6 +259,8 @@ pub struct Told {
     pub outbox: Counter,
     /// `messages`
     pub messages: Counter,
+    /// `events`
+    pub events: Counter,
 }
 
 impl Deref for Metrics {
@@ -294,7 +296,12 @@ impl Metrics {
                 delete: row("delete"),
                 truncate: row("truncate"),
             },
-            told: Told { changes: outlet("changes"), outbox: outlet("outbox"), messages: outlet("messages") },
+            told: Told {
+                changes: outlet("changes"),
+                outbox: outlet("outbox"),
+                messages: outlet("messages"),
+                events: outlet("events"),
+            },
             messages: of.plain("messages", "Logical messages read from Postgres that were asked for"),
             ignored_transactions: of.plain(
                 "ignored_transactions",

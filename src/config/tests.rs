@@ -631,3 +631,45 @@ fn a_file_that_cannot_be_read_is_named() {
     let said = crate::causes::told(&Config::load(Path::new("/nonexistent/c.yaml"), &[]).unwrap_err());
     assert_eq!(said, "cannot read /nonexistent/c.yaml: No such file or directory (os error 2)");
 }
+
+#[test]
+fn what_the_application_says_itself_is_checked_key_by_key() {
+    let changes = "changes:\n  tables: [public.*]\n";
+    let whole = "outbox: { table: sales.outbox, prefix: outbox, topic: \"{name}.{aggregatetype}\", columns: { id: event_id }, \
+                 fields: { type: { to: header, as: eventType } }, converter: json, on_update: stop }\n\
+                 messages: [{ prefix: \"audit.*\", topic: shop.audit, key: who }]\n\
+                 context: { prefix: ctx, correlationid: correlation_id }\nignore_origin: [mirror]\n";
+    let config = loaded(&with(changes, whole));
+    let outbox = config.outbox.as_ref().unwrap();
+    assert_eq!((outbox.table(), outbox.columns.payload.as_str()), (Some(("sales", "outbox")), "payload"));
+    assert!(config.wants_messages() && config.changes.is_none());
+    assert_ne!(config.fingerprint(), loaded(GOOD).fingerprint());
+    assert!(!loaded(&with(changes, "outbox: { table: outbox }\n")).wants_messages());
+    for (rest, said) in [
+        ("outbox: {}", "12:1: `outbox` needs a `table`, or the `prefix` of messages"),
+        ("outbox: { table: a.b.c }", "12:18: `outbox.table` must be `table` or `schema.table`"),
+        (
+            "outbox: { table: a, topic: \"{aggregate}\" }",
+            "12:28: `outbox.topic`: `{aggregate}` is unknown; there are {name} and {aggregatetype}",
+        ),
+        (
+            "messages: [{ prefix: a, topic: a/b }]",
+            "12:32: `messages`: \"a/b\" is no topic's name, which has 1 to 249 letters, digits, `.`, `_` and `-`",
+        ),
+        (
+            "outbox: { prefix: ctx }\ncontext: { prefix: ctx }",
+            "13:20: `context.prefix`: these messages leave already; choose another",
+        ),
+        (
+            "outbox: { prefix: o }\ncontext: { prefix: ctx, id: x }",
+            "13:29: `context`: events have a `id` already; give the attribute another name",
+        ),
+        (
+            "outbox: { prefix: o }\ncontext: { prefix: ctx, traceParent: x }",
+            "13:38: `context`: `traceParent` is no attribute's name, which has 1 to 20 of a-z and 0-9",
+        ),
+        ("context: { prefix: ctx }", "1:1: nothing says what is to leave; write `changes: { tables: [public.*] }`"),
+    ] {
+        assert_eq!(refused(&with(changes, &format!("{rest}\n"))), format!("c.yaml:{said}"), "{rest}");
+    }
+}

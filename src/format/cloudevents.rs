@@ -215,7 +215,7 @@ fn header_name(known: &mut Vec<(Arc<str>, &'static str)>, attribute: &Arc<str>) 
 
 fn header(out: &mut RecordBatch, name: &'static str, value: &[u8]) {
     let value = appended(out, value);
-    out.headers.push(Header { name, value });
+    out.headers.push(Header::new(name, value));
 }
 
 fn appended(out: &mut RecordBatch, bytes: &[u8]) -> Range<usize> {
@@ -259,7 +259,8 @@ mod tests {
         assert_eq!((record.ticket, out.topic(record).name.as_str()), (Ticket(7), "ticketmonster.booking"));
         let text = |range: &Range<usize>| String::from_utf8(out.bytes[range.clone()].to_vec()).unwrap();
         let headers = out.headers[record.headers.clone()].iter();
-        let mut lines: Vec<_> = headers.map(|header| format!("{} {}", header.name, text(&header.value))).collect();
+        let mut lines: Vec<_> =
+            headers.map(|header| format!("{} {}", header.name, text(header.value.as_ref().unwrap()))).collect();
         lines.push(format!("key {}", text(record.key.as_ref().unwrap())));
         lines.push(record.payload.as_ref().map_or("null".into(), text));
         lines

@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("exit", &["config", "sink", "source"]),
     ("postgres", &["admission", "causes", "change", "config", "finding", "lsn", "mapping", "source", "transaction"]),
     ("format", &["change", "config", "event", "json", "lsn", "mapping", "sink", "text"]),
-    ("outlets", &["change", "config", "format", "json", "lsn", "sink", "transaction"]),
+    ("outlets", &["change", "config", "event", "format", "json", "lsn", "mapping", "sink", "transaction"]),
     ("kafka", &["admission", "causes", "config", "progress", "sink"]),
     ("ledger", &["change", "lsn", "sink"]),
     ("telemetry", &["change", "transaction"]),
