@@ -17,11 +17,13 @@ mod publication;
 mod slot;
 mod watch;
 mod inspect;
+mod schema;
 pub mod save;
 #[cfg(test)]
 pub(crate) mod compose;
 
 pub use inspect::{Inspection, SlotSeen, inspect};
+pub use schema::schema;
 pub use session::Session;
 pub use slot::{Dropped, Warned};
 pub use watch::{Lagging, Watch};
