@@ -67,7 +67,8 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     }
     let Config { changes, events, outbox, messages, .. } = config;
     if changes.is_none() && events.is_empty() && outbox.is_none() && messages.is_empty() {
-        let said = "nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`";
+        let said =
+            "nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`";
         return refuse(&["changes"], said.into());
     }
     if let Some(found) = super::outbox::misfit(config) {
@@ -170,7 +171,13 @@ fn bad_template(template: &str) -> Option<String> {
         rest = after;
     }
     literal.push_str(rest);
-    if template.is_empty() { bad_topic("") } else if literal.is_empty() { None } else { bad_topic(&literal) }
+    if template.is_empty() {
+        bad_topic("")
+    } else if literal.is_empty() {
+        None
+    } else {
+        bad_topic(&literal)
+    }
 }
 
 /// Why Kafka would not have a topic of this name.

@@ -47,7 +47,14 @@ pub async fn preview(config: &Config) -> Result<Preview, SourceError> {
     };
     let late = || Fault::StartTimeout { slot: slot.into(), seconds: super::START_TIMEOUT.as_secs() }.passing();
     let (from, session) = timeout(super::START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late()))?;
-    Ok(Preview { session, from, catalog, database: server.database, publications: plan.names, publication_lists: plan.lists_tables })
+    Ok(Preview {
+        session,
+        from,
+        catalog,
+        database: server.database,
+        publications: plan.names,
+        publication_lists: plan.lists_tables,
+    })
 }
 
 /// Postgres' `NAMEDATALEN - 1`.

@@ -3,7 +3,8 @@
 use super::*;
 use crate::mapping::catalog::samples::{shop, ticketmonster};
 
-const HEAD: &str = "name: tm\nsource: { postgres: \"postgres://cdc@db/tm\" }\nsink: { kafka: { brokers: \"k:9092\" } }\n";
+const HEAD: &str =
+    "name: tm\nsource: { postgres: \"postgres://cdc@db/tm\" }\nsink: { kafka: { brokers: \"k:9092\" } }\n";
 
 fn config(text: &str) -> Config {
     Config::parse(&format!("{HEAD}{text}"), "c.yaml", &|_| None).unwrap_or_else(|error| panic!("{error}"))
@@ -43,7 +44,10 @@ fn a_mapping_is_resolved_to_places() {
     let booking = &rules.aggregates[0];
     assert_eq!((booking.key.as_slice(), booking.subject.as_str(), booking.children[0].link), (&[0][..], "booking", 4));
     let event = &rules.events[0];
-    assert_eq!((event.ce_type.as_str(), event.when.as_slice()), ("com.acme.BookingCreated.v1", &[Trigger::Created][..]));
+    assert_eq!(
+        (event.ce_type.as_str(), event.when.as_slice()),
+        ("com.acme.BookingCreated.v1", &[Trigger::Created][..])
+    );
     let Field::Each { collection: 0, data } = &event.data[4].1 else { panic!("{:?}", event.data) };
     assert!(matches!(data[3], (_, Field::Column { column: 2, old: false, mask: None })), "{data:?}");
     assert_eq!(rules.tables[1].columns[1].needed_by, "BookingCreated.tickets.seat");
@@ -78,11 +82,11 @@ events:
     let text = |text: &str| Side::Text(text.into());
     assert_eq!(
         tests.as_slice(),
-        [
-            Test::Column(2, Transition { from: text("cart"), to: text("placed") }),
-            Test::Children(0, ChildChange::Added)
-        ]
+        [Test::Column(2, Transition { from: text("cart"), to: text("placed") }), Test::Children(0, ChildChange::Added)]
     );
     assert_eq!(rules.events[1].because, Some(Because { event: 0, via: 0 }));
-    assert_eq!((rules.aggregates[1].topic.name.as_str(), rules.aggregates[1].key.as_slice()), ("tm.tax_rate", &[1, 2][..]));
+    assert_eq!(
+        (rules.aggregates[1].topic.name.as_str(), rules.aggregates[1].key.as_slice()),
+        ("tm.tax_rate", &[1, 2][..])
+    );
 }
