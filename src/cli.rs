@@ -10,6 +10,7 @@ pub mod schema;
 pub mod resume;
 pub mod skip;
 pub mod columns;
+pub mod preview;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -47,6 +48,9 @@ pub struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show what a config would publish, rows beside records; nothing is sent or kept
+    #[command(long_about = PREVIEW, after_long_help = EXIT_CODES)]
+    Preview(PreviewArguments),
     /// Publish committed changes until stopped
     #[command(long_about = RUN, after_long_help = EXIT_CODES)]
     Run(ConfigArguments),
@@ -102,6 +106,20 @@ pub struct CheckArguments {
     /// Print the findings as a JSON array
     #[arg(long)]
     pub json: bool,
+}
+
+/// `offshoot preview`.
+#[derive(Debug, Args)]
+pub struct PreviewArguments {
+    /// Which pipeline.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Print one JSON object per transaction
+    #[arg(long)]
+    pub json: bool,
+    /// End after so many transactions
+    #[arg(long, value_name = "N")]
+    pub transactions: Option<u64>,
 }
 
 /// `offshoot drop`.
@@ -254,6 +272,14 @@ with one of the codes below, and the log says how to mend it. While another inst
 
 Example:
   offshoot run -c shop.yaml --log-format json";
+
+const PREVIEW: &str = "\
+Reads what is committed from now on and shows what the config would make of it: on the left the rows of each transaction, on the \
+right the records, or why `run` would stop there. It needs a publication of the tables (and prints the SQL when there is none), takes a \
+temporary slot that is gone when it ends, does not connect to Kafka, and keeps nothing.
+
+Example:
+  offshoot preview -c shop.yaml --transactions 10";
 
 const CHECK: &str = "\
 Connects to both servers, changes nothing, and prints what is there (✓), what somebody should know (!) and what would \

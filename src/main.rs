@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let pipeline = match &arguments.command {
         Command::Run(arguments) => arguments,
+        Command::Preview(arguments) => &arguments.config,
         Command::Check(arguments) => &arguments.config,
         Command::Drop(arguments) => &arguments.config,
         Command::Resume(arguments) => &arguments.config,
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
 async fn perform(command: &Command, config: &Config) -> Exit {
     match command {
         Command::Run(_) => cli::run::run(config).await,
+        Command::Preview(arguments) => cli::preview::preview(config, arguments).await,
         Command::Check(arguments) => cli::check::check(config, arguments.json).await,
         Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
         Command::Resume(arguments) => cli::resume::resume(config, arguments).await,

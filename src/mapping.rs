@@ -31,6 +31,7 @@ pub mod catalog;
 pub mod rules;
 pub(crate) mod resolve;
 pub(crate) mod paths;
+pub mod guarantee;
 pub mod row;
 pub mod value;
 pub mod condition;
@@ -684,7 +685,7 @@ impl<'a> Maker<'a> {
             if lost != Some(Held::No) {
                 return Ok((true, None));
             }
-            self.event(rule, payload::key(self.rules, &touched, payload::Side::Before, previous))?;
+            self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Before, previous))?;
             return Ok((true, Some(Made { is_tombstone: true, ..made })));
         }
         if let Some(NetRow { before: Some(before), after: Some(after) }) = touched.root {
@@ -696,9 +697,9 @@ impl<'a> Maker<'a> {
             }
         }
         if made.has_previous {
-            self.event(rule, payload::key(self.rules, &touched, payload::Side::Before, previous))?;
+            self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Before, previous))?;
         }
-        self.event(rule, payload::key(self.rules, &touched, payload::Side::Now, key))?;
+        self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Now, key))?;
         self.lists_all(index, &touched, &giver.open[rule.aggregate])?;
         self.event(rule, payload::write(self.rules, rule, &touched, data))?;
         if let Some(because) = &rule.because {
@@ -771,11 +772,11 @@ impl<'a> Maker<'a> {
     /// The primary key of the root's row. One whose key has changed has the old one behind the new one: what was there may be gone, and is
     /// another event.
     fn row(&self, rule: &EventRule, touched: &Touched<'_>, out: &mut Vec<u8>) -> Result<(), MapError> {
-        self.event(rule, payload::row(self.rules, touched, payload::Side::Now, out))?;
+        self.event(rule, payload::row(self.rules, touched, payload::AsOf::Now, out))?;
         let key_len = self.rules.tables[self.rules.aggregates[rule.aggregate].root].key_len;
         if touched.root.is_some_and(|root| root.before.is_some() && root.after.is_some() && root.key_changed(key_len)) {
             out.push(b',');
-            self.event(rule, payload::row(self.rules, touched, payload::Side::Before, out))?;
+            self.event(rule, payload::row(self.rules, touched, payload::AsOf::Before, out))?;
         }
         Ok(())
     }

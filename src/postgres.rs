@@ -17,12 +17,14 @@ mod publication;
 mod slot;
 mod watch;
 mod inspect;
+mod schema;
 pub mod save;
 pub mod preview;
 #[cfg(test)]
 pub(crate) mod compose;
 
 pub use inspect::{Inspection, SlotSeen, inspect};
+pub use schema::schema;
 pub use session::Session;
 pub use slot::{Dropped, Warned};
 pub use watch::{Lagging, Watch};
@@ -45,6 +47,7 @@ use crate::{
     causes::told,
     config::{Config, Misfit},
     lsn::Lsn,
+    mapping::catalog::Catalog,
     source::SourceError,
 };
 
@@ -73,6 +76,8 @@ pub struct Prepared {
     pub publications: Vec<String>,
     /// The publication is for tables that it lists, not for all or for whole schemas.
     pub publication_lists: bool,
+    /// What the database says of the tables that events are made of; `None` where none are.
+    pub catalog: Option<Catalog>,
     /// Looks at the slot and at what is published, over the session's control connection.
     pub watch: Watch,
 }
@@ -84,8 +89,9 @@ pub fn check(config: &Config) -> Result<(), Misfit> {
     Target::parse(&text).map(drop).map_err(|error| misfit(&error))
 }
 
-/// Whether rows of these tables, schema and name, can leave; else why not.
-pub type Accept<'a> = dyn Fn(&[(String, String)]) -> Result<(), String> + 'a;
+/// Whether `changes` of these tables, schema and name, can leave, and events be made of what the catalog says, where there are some;
+/// else why not.
+pub type Accept<'a> = dyn Fn(&[(String, String)], Option<&Catalog>) -> Result<(), String> + 'a;
 
 /// Which of our sessions have been let in, over all connections of this process. A role may be let in and not replicate.
 #[derive(Debug, Default)]
@@ -141,7 +147,7 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
     asked.let_in();
     let slot = config.slot();
     loop {
-        let (plan, confirmed) = control.prepare(config, begin).await?;
+        let (plan, confirmed, catalog) = control.prepare(config, begin).await?;
         let server = control.server().await?;
         let watch = Watch::new(control.clone(), config, server.version_num, &plan);
         let publications = plan.names;
@@ -179,6 +185,7 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
             slot,
             publications,
             publication_lists: plan.lists_tables,
+            catalog,
             watch,
         };
         return Ok((session, prepared));

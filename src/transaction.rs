@@ -230,6 +230,17 @@ impl Transaction {
         Ok(())
     }
 
+    /// Goes back to the first of what it holds, for another reading.
+    pub fn read_again(&mut self) -> io::Result<()> {
+        self.read = 0;
+        if let Some(spilled) = &mut self.spilled {
+            self.buffer.clear();
+            spilled.read = 0;
+            spilled.file.seek(SeekFrom::Start(0))?;
+        }
+        Ok(())
+    }
+
     fn table_index(&mut self, table: &Arc<Table>) -> u32 {
         let known = self.tables.iter().rposition(|t| Arc::ptr_eq(t, table));
         known.unwrap_or_else(|| {

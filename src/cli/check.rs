@@ -9,12 +9,17 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     causes::told,
-    config::{Config, Delivery, KafkaConfig},
+    config::{Config, Delivery, KafkaConfig, Misfit},
     exit::Exit,
     finding::{Finding, Level},
     kafka::{
         self,
         admin::{KafkaFault, KafkaFaultKind, KafkaReport, TopicFound},
+    },
+    mapping::{
+        catalog::Catalog,
+        guarantee::{EventSheet, FieldSheet},
+        rules::Rules,
     },
     outlets::Outlets,
     postgres::{self, Inspection, SlotSeen},
@@ -59,6 +64,10 @@ pub struct Findings {
     pub sink: Vec<Finding>,
     /// The topics that they go to.
     pub topics: Vec<Finding>,
+    /// A finding per domain event.
+    pub events: Vec<Finding>,
+    /// What is promised of each of these.
+    pub sheets: Vec<EventSheet>,
 }
 
 /// Asks both servers, prints what they say, and gives the exit code.
@@ -66,11 +75,15 @@ pub async fn check(config: &Config, json: bool) -> Exit {
     let (tell, topics) = oneshot::channel();
     let mut inspection = Inspection::default();
     let mut misfit = None;
+    let mut mapping = None;
     let (source_late, (kafka, progress)) = tokio::join!(
-        late(ask_postgres(config, &mut inspection, &mut misfit, tell), "Postgres", "source.postgres"),
+        late(ask_postgres(config, &mut inspection, &mut misfit, &mut mapping, tell), "Postgres", "source.postgres"),
         ask_kafka_and_progress(config, topics)
     );
     let mut findings = Findings { source: inspection.findings, tables: inspection.tables, ..kafka };
+    if let Some(catalog) = mapping {
+        (findings.events, findings.sheets) = of_mapping(config, &catalog);
+    }
     findings.source.extend(source_late);
     let (delivery, gap) = of_delivery(config, inspection.slot.as_ref(), progress, &findings.sink);
     findings.sink.extend(delivery);
@@ -85,9 +98,21 @@ async fn ask_postgres(
     config: &Config,
     inspection: &mut Inspection,
     misfit: &mut Option<Finding>,
+    mapping: &mut Option<Catalog>,
     topics: oneshot::Sender<Vec<String>>,
 ) {
     postgres::inspect(config, inspection).await;
+    if !config.events.is_empty() && inspection.slot.is_some() {
+        match postgres::schema(config).await {
+            Ok(catalog) => *mapping = Some(catalog),
+            Err(error) => {
+                let what = format!("failed to read the catalog: {}", told(&error));
+                inspection
+                    .findings
+                    .push(Finding::cross(what, "see that the role may read pg_catalog".into()).about("events"));
+            }
+        }
+    }
     match topics_of(config, &inspection.published) {
         // Kafka may have stopped waiting, and says what it can.
         Ok(names) => drop(topics.send(names)),
@@ -104,12 +129,56 @@ fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>
     };
     let outlets = Outlets::new(config, "").map_err(|error| misfit(&error))?;
     let mut topics = outlets.topics(tables).map_err(|error| misfit(&error))?;
-    for messages in &config.messages {
-        if !topics.contains(&messages.topic) {
-            topics.push(messages.topic.clone());
+    let aggregates = config.events.iter().filter_map(|(_, event)| config.aggregates.get(&event.of));
+    let named = config.messages.iter().map(|messages| &messages.topic).chain(aggregates.map(|of| &of.topic));
+    for topic in named {
+        if !topics.contains(topic) {
+            topics.push(topic.clone());
         }
     }
     Ok(topics)
+}
+
+/// A finding per event: complete, or what it lacks; what is wrong with the mapping as a whole comes first, with its place in the file.
+fn of_mapping(config: &Config, catalog: &Catalog) -> (Vec<Finding>, Vec<EventSheet>) {
+    let (rules, sheets) = match Rules::prove(config, catalog) {
+        Ok(proven) => proven,
+        Err(misfits) => return (misfits.into_iter().map(|misfit| of_misfit(config, misfit)).collect(), Vec::new()),
+    };
+    let mut findings = Vec::new();
+    for sheet in &sheets {
+        let (key, fields) = (sheet.key.join(", "), sheet.fields.len());
+        let what = format!(
+            "{} of {} -> {}, key {key}, {fields} fields",
+            sheet.when.join(" or "),
+            sheet.aggregate,
+            sheet.topic
+        );
+        if sheet.needs.is_empty() {
+            let finding = match sheet.may_stop.as_slice() {
+                [] => Finding::ok(format!("{what}; complete in its transaction")),
+                stops => Finding::warning(format!("{what}; the run stops if this happens"), stops.join("\n")),
+            };
+            findings.push(finding.about(&*sheet.event));
+            continue;
+        }
+        let lacking: Vec<_> =
+            sheet.needs.iter().map(|need| of_misfit(config, need.clone().into()).to_string()).collect();
+        findings.push(Finding::cross(format!("{what}; it needs the replica"), lacking.join("\n")).about(&*sheet.event));
+    }
+    drop(rules);
+    (findings, sheets)
+}
+
+/// `file:line:column` and the words; what mends it comes after the last semicolon.
+fn of_misfit(config: &Config, misfit: Misfit) -> Finding {
+    let mut fault = config.fault(misfit);
+    fault.excerpt = None;
+    let text = fault.to_string();
+    match text.rsplit_once("; ") {
+        Some((what, mend)) => Finding::cross(what.to_owned(), mend.to_owned()),
+        None => Finding::cross(text, "docs/mapping.md has an example of each key".to_owned()),
+    }
 }
 
 async fn ask_kafka(config: &Config, topics: oneshot::Receiver<Vec<String>>) -> Findings {
@@ -219,14 +288,20 @@ async fn late(asked: impl Future<Output = ()>, server: &str, key: &str) -> Optio
 
 impl Findings {
     /// Sections of the page, in order: title, side of the JSON, findings.
-    fn sections(&self) -> [(&'static str, &'static str, &[Finding]); 5] {
+    fn sections(&self) -> [(&'static str, &'static str, &[Finding]); 6] {
         [
             ("Config", "config", &self.config),
             ("Postgres", "source", &self.source),
             ("Tables", "source", &self.tables),
+            ("Events", "config", &self.events),
             ("Kafka", "sink", &self.sink),
             ("Topics", "sink", &self.topics),
         ]
+    }
+
+    /// What is promised of the event that a finding is about.
+    fn sheet(&self, section: &str, finding: &Finding) -> Option<&EventSheet> {
+        self.sheets.iter().find(|sheet| section == "Events" && sheet.event == finding.about)
     }
 
     fn has_cross(&self, side: &str) -> bool {
@@ -248,9 +323,15 @@ impl Findings {
             side: &'static str,
             #[serde(flatten)]
             finding: &'a Finding,
+            /// Of an event.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            sheet: Option<&'a EventSheet>,
         }
         let sections = self.sections();
-        let objects = sections.iter().flat_map(|(_, side, all)| all.iter().map(|finding| Object { side, finding }));
+        let sheet = |title: &str, finding: &Finding| self.sheet(title, finding);
+        let objects = sections.iter().flat_map(|(title, side, all)| {
+            all.iter().map(move |finding| Object { side, finding, sheet: sheet(title, finding) })
+        });
         let objects: Vec<_> = objects.collect();
         serde_json::to_string_pretty(&objects).expect("findings are plain text and enums") + "\n"
     }
@@ -274,6 +355,9 @@ impl Findings {
                 let of_many = ["Tables", "Topics"].contains(&title) && well > OK_LINES_MAX && finding.mend.is_none();
                 if !(of_many && finding.level == Level::Ok) {
                     paint(finding, column, width, &mut page);
+                }
+                if let Some(sheet) = self.sheet(title, finding) {
+                    paint_sheet(sheet, &mut page);
                 }
             }
             if well > OK_LINES_MAX && ["Tables", "Topics"].contains(&title) {
@@ -306,6 +390,28 @@ fn look(level: Level) -> (&'static str, Style) {
         Level::Cross => ("✗", AnsiColor::Red),
     };
     (mark, colour.on_default())
+}
+
+/// Field, type and source of each value in columns, and what it all rests on.
+fn paint_sheet(sheet: &EventSheet, page: &mut String) {
+    let (dim, name) = (Style::new().dimmed(), AnsiColor::Blue.on_default());
+    let json_type = |field: &FieldSheet| format!("{}{}", field.json_type, if field.nullable { " or null" } else { "" });
+    let widest = |of: &dyn Fn(&FieldSheet) -> String| {
+        sheet.fields.iter().map(|field| of(field).chars().count()).max().unwrap_or(0)
+    };
+    let (fields, types) = (widest(&|field| field.field.clone()), widest(&json_type));
+    for field in &sheet.fields {
+        let (of, from) = (json_type(field), format!("{}: {}", field.path, field.from));
+        writeln!(page, "      {name}{:<fields$}{name:#}  {of:<types$}  {dim}{from}{dim:#}", field.field)
+            .expect("writing to a String cannot fail");
+    }
+    let order = format!("order: {}", sheet.order);
+    for line in [order].iter().chain(&sheet.because) {
+        writeln!(page, "      {dim}{line}{dim:#}").expect("as above");
+    }
+    if !sheet.because.is_empty() {
+        writeln!(page, "      {dim}but {}{dim:#}", sheet.caveat).expect("as above");
+    }
 }
 
 /// A mark, what it is about in a column of its own, what was found, and below it what mends it: lines to be pasted in

@@ -85,7 +85,7 @@ async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<Exit,
         warned: &warned,
         admissions: &admissions,
         waiting: nothing,
-        accept: &|_| Ok(()),
+        accept: &|_, _| Ok(()),
         // The slot is there, and its progress is known: `run` has seen to both.
         permit: &|_, _| Box::pin(async { Ok::<(), SourceError>(()) }),
     };

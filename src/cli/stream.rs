@@ -18,6 +18,7 @@ use crate::{
     kafka::{self, producer::KafkaSink},
     ledger::Ledger,
     lsn::Lsn,
+    mapping::{catalog::Catalog, rules::Rules},
     outlets::Outlets,
     pipeline::{Commits, Error, Pipeline},
     postgres::{
@@ -170,7 +171,7 @@ async fn connect<'a>(
         admissions: &admissions.source,
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
-        accept: &|tables| accept(config, tables),
+        accept: &|tables, catalog| accept(config, tables, catalog),
         permit: &|slot, server| Box::pin(permit(config, &admissions.sink, slot, server)),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
@@ -190,6 +191,10 @@ async fn connect<'a>(
     let spill =
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
     let patterns = patterns(config).map_err(misfit)?;
+    let mut outlets = outlets(config, &prepared.database).map_err(misfit)?;
+    if let Some(catalog) = &prepared.catalog {
+        outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
+    }
     let source = PostgresSource::new(
         session,
         Assembler::new(wanted(patterns, prepared.publication_lists), spill),
@@ -199,7 +204,7 @@ async fn connect<'a>(
     let pipeline = Pipeline {
         source,
         sink: KafkaSink::connect(kafka, &config.name, memory as usize, &admissions.sink)?,
-        outlets: outlets(config, &prepared.database).map_err(misfit)?,
+        outlets,
         ledger: Ledger::new(prepared.confirmed),
         found,
         commits: Commits {
@@ -217,12 +222,12 @@ async fn connect<'a>(
     Ok((pipeline, prepared.watch))
 }
 
-fn outlets(config: &Config, database: &str) -> Result<Outlets, String> {
+pub(super) fn outlets(config: &Config, database: &str) -> Result<Outlets, String> {
     Outlets::new(config, database).map_err(|error| error.to_string())
 }
 
 /// What the assembler keeps.
-fn wanted(patterns: Patterns, publication_lists: bool) -> Wanted {
+pub(super) fn wanted(patterns: Patterns, publication_lists: bool) -> Wanted {
     let messages = patterns.clone();
     Wanted {
         table: Box::new(move |schema, table, ancestors| match ancestors {
@@ -233,13 +238,22 @@ fn wanted(patterns: Patterns, publication_lists: bool) -> Wanted {
     }
 }
 
-fn patterns(config: &Config) -> Result<Patterns, String> {
+pub(super) fn patterns(config: &Config) -> Result<Patterns, String> {
     Patterns::compile(config).map_err(|error| error.to_string())
 }
 
-/// Whether rows of these tables can leave.
-fn accept(config: &Config, tables: &[(String, String)]) -> Result<(), String> {
-    outlets(config, "")?.topics(tables).map(drop).map_err(|error| error.to_string())
+/// Whether `changes` of these tables can leave, and events be made of what the catalog says.
+fn accept(config: &Config, tables: &[(String, String)], catalog: Option<&Catalog>) -> Result<(), String> {
+    outlets(config, "")?.topics(tables).map_err(|error| error.to_string())?;
+    catalog.map_or(Ok(()), |catalog| rules(config, catalog).map(drop))
+}
+
+/// The rules by which events are made; or, a line each, what is wrong with them and where in the config.
+pub(super) fn rules(config: &Config, catalog: &Catalog) -> Result<Rules, String> {
+    Rules::compile(config, catalog).map_err(|misfits| {
+        let told = misfits.into_iter().map(|misfit| config.fault(misfit).to_string());
+        format!("make events:\n{}", told.collect::<Vec<_>>().join("\n"))
+    })
 }
 
 /// Shows how far the slot is behind, lets tables join, and ends when the server keeps too much for the slot, or when what
@@ -255,7 +269,7 @@ async fn watch(
         warned,
         admissions: &admissions.source,
         waiting: &|| {},
-        accept: &|tables| accept(config, tables),
+        accept: &|tables, catalog| accept(config, tables, catalog),
         // What streams has begun.
         permit: &|_, _| Box::pin(async { Ok(()) }),
     };

@@ -156,7 +156,7 @@ fn missing_keys_are_named_with_what_to_write() {
     refuses(
         "changes:\n  tables: [public.*]\n",
         "",
-        "c.yaml:1:1: nothing says what is to leave; write `changes: { tables: [public.*] }`",
+        "c.yaml:1:1: nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`",
     );
     assert_eq!(refused(""), "c.yaml:1:1: missing key `name`; write `name: shop`");
 }
@@ -406,11 +406,6 @@ fn names_are_legal_before_they_reach_a_server() {
 
 #[test]
 fn what_this_version_has_not_is_said() {
-    refuses(
-        "changes:",
-        "events: {}\nchanges:",
-        "c.yaml:12:1: `events` is not built yet in this version; use `changes`",
-    );
     refuses(
         "changes:",
         "outbox: {}\nchanges:",

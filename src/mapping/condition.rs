@@ -621,7 +621,7 @@ mod tests {
         new[2] = None;
         let error = holds("new.price > 10", None, Some(new)).unwrap_err();
         assert!(error.contains("a null is compared first"), "{error}");
-        for text in ["new.price > 10", "int(new.status) > 3", "1 / size(new.status) > 3 && new.id / 0 > 1"] {
+        for text in ["new.price > 10", "int(new.status) > 3", "1 / size(new.status) == 0 && new.id / 0 > 1"] {
             let mut new = AFTER;
             new[2] = Some("NaN");
             let error = holds(text, None, Some(new)).unwrap_err();

@@ -42,6 +42,8 @@ pub(crate) struct Resolved<'a> {
 /// What an event tells, and of what it depends.
 #[derive(Debug, Default)]
 pub(crate) struct Told<'a> {
+    /// As the config has it.
+    pub(crate) name: String,
     /// The payload's fields, but those that are dropped, in order.
     pub(crate) fields: Vec<ToldField<'a>>,
     /// Collections of which the payload tells all children: index and path of keys.
@@ -429,7 +431,7 @@ impl<'a> Resolver<'a> {
             return None;
         }
         let root = self.aggregates[aggregate].root;
-        let mut told = Told::default();
+        let mut told = Told { name: name.into(), ..Told::default() };
         let mut when = Vec::new();
         if config.when.is_empty() {
             self.refuse(within(&at, "when"), "`when` names nothing; write `created`, say");

@@ -4,7 +4,13 @@ use std::sync::Arc;
 
 use postgres_types::Type;
 
-use super::{catalog::Catalog, condition::Condition, resolve, value::Writer};
+use super::{
+    catalog::Catalog,
+    condition::Condition,
+    guarantee::{self, EventSheet},
+    resolve,
+    value::Writer,
+};
 use crate::{
     config::{Config, Mask, Misfit, Truncate, Unmapped},
     sink::Topic,
@@ -222,8 +228,16 @@ pub struct Because {
 impl Rules {
     /// Resolves what a config says against the catalog; or all that is wrong with it, and all that it would need the replica for.
     pub fn compile(config: &Config, catalog: &Catalog) -> Result<Rules, Vec<Misfit>> {
+        let (rules, sheets) = Self::prove(config, catalog)?;
+        let misfits: Vec<_> = sheets.into_iter().flat_map(|sheet| sheet.needs).map(Misfit::from).collect();
+        if misfits.is_empty() { Ok(rules) } else { Err(misfits) }
+    }
+
+    /// As `compile`; what needs the replica is told in the sheets, one per event, and is not in the rules.
+    pub fn prove(config: &Config, catalog: &Catalog) -> Result<(Rules, Vec<EventSheet>), Vec<Misfit>> {
         let resolved = resolve::resolve(config, catalog)?;
-        Ok(resolved.rules)
+        let sheets = guarantee::prove(&resolved);
+        Ok((resolved.rules, sheets))
     }
 }
 

@@ -100,7 +100,8 @@ impl Writer {
         Ok(match *ty {
             Type::INT2 | Type::INT4 | Type::INT8 | Type::OID => Writer::Integer,
             Type::BOOL => Writer::Boolean,
-            Type::BPCHAR => Writer::Padded,
+            // Without a length nothing is filled: whoever wrote blanks has meant them.
+            Type::BPCHAR if modifier >= 0 => Writer::Padded,
             Type::NUMERIC => Writer::Decimal { digits: decimal },
             Type::FLOAT4 | Type::FLOAT8 if decimal.is_none() => {
                 let name = if *ty == Type::FLOAT4 { "real" } else { "double precision" };
@@ -531,7 +532,8 @@ mod tests {
     }
 
     fn of(ty: Type) -> Writer {
-        Writer::of(&ty, -1, None, Some("America/Toronto")).unwrap()
+        // That of char(5), where it means something.
+        Writer::of(&ty, 9, None, Some("America/Toronto")).unwrap()
     }
 
     fn decimal(digits: u8) -> Writer {
@@ -755,7 +757,10 @@ mod tests {
         ) {
             let mut out = Vec::new();
             if writer.write(&text, &mut out).is_ok() {
-                prop_assert!(serde_json::from_slice::<serde_json::Value>(&out).is_ok(), "{:?}", String::from_utf8_lossy(&out));
+                // Numbers in `jsonb` may be larger than any that this reader has.
+                let read = serde_json::from_slice::<serde_json::Value>(&out).map_err(|error| error.to_string());
+                let is_json = read.is_ok() || read.is_err_and(|error| error.starts_with("number out of range"));
+                prop_assert!(is_json, "{:?}", String::from_utf8_lossy(&out));
             }
         }
 

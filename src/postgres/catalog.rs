@@ -306,7 +306,7 @@ impl Control {
 
 /// A row of `TYPES`.
 #[derive(Debug)]
-struct KnownType {
+pub(super) struct KnownType {
     schema: String,
     name: String,
     kind: KnownKind,
@@ -323,7 +323,7 @@ enum KnownKind {
     Composite,
 }
 
-fn known_type(row: &Row) -> (Oid, KnownType) {
+pub(super) fn known_type(row: &Row) -> (Oid, KnownType) {
     let (base, element, subtype): (Oid, Oid, Option<Oid>) = (row.get("base"), row.get("element"), row.get("subtype"));
     let kind = match (row.get::<_, &str>("kind"), subtype) {
         ("d", _) => KnownKind::Domain { base, modifier: row.get("modifier") },
@@ -338,7 +338,7 @@ fn known_type(row: &Row) -> (Oid, KnownType) {
 }
 
 /// Follows a type down to what is built in, or cannot be followed.
-fn resolve(oid: Oid, known: &HashMap<Oid, KnownType>) -> TypeFact {
+pub(super) fn resolve(oid: Oid, known: &HashMap<Oid, KnownType>) -> TypeFact {
     if let Some(ty) = Type::from_oid(oid) {
         return TypeFact { ty, modifier: None };
     }
@@ -396,7 +396,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = $1 AND c.relkind IN ('r', 'p')";
 
 /// Types, and what they are made of, as far as it is not built in.
-const TYPES: &str = "
+pub(super) const TYPES: &str = "
 WITH RECURSIVE made(oid) AS (
   SELECT unnest($1::oid[])
   UNION

@@ -3,7 +3,7 @@
 use tokio::time::timeout;
 
 use super::{Ends, fault::Fault, session::Session};
-use crate::{config::Config, lsn::Lsn, source::SourceError};
+use crate::{config::Config, lsn::Lsn, mapping::catalog::Catalog, source::SourceError};
 
 /// What the preview streams.
 pub struct Preview {
@@ -11,6 +11,10 @@ pub struct Preview {
     pub session: Session,
     /// The end of the log when it began.
     pub from: Lsn,
+    /// What the database says of the tables that events are made of; `None` where none are.
+    pub catalog: Option<Catalog>,
+    /// The database's name.
+    pub database: String,
     /// Which publications.
     pub publications: Vec<String>,
     /// The publication is for tables that it lists, not for all or for whole schemas.
@@ -21,10 +25,14 @@ pub struct Preview {
 pub async fn preview(config: &Config) -> Result<Preview, SourceError> {
     let ends = Ends::of(config)?;
     let control = ends.control().await?;
-    let version_num = control.fitting_server().await?.version_num;
+    let server = control.fitting_server().await?;
     let mut as_it_is = config.clone();
     as_it_is.source.create = false;
-    let plan = control.plan(&as_it_is, version_num, None).await?;
+    let plan = control.plan(&as_it_is, server.version_num, None).await?;
+    let catalog = match config.events.is_empty() {
+        true => None,
+        false => Some(control.schema(config).await?),
+    };
     if !plan.statements.is_empty() {
         let why = "preview without a publication of what the config asks for, and a preview makes none".to_owned();
         return Err(control.run_this(why, &plan.statements));
@@ -35,11 +43,18 @@ pub async fn preview(config: &Config) -> Result<Preview, SourceError> {
     let slot = &slot[..slot.len().min(IDENTIFIER_LEN_MAX)];
     let start = async {
         let from = greeting.create_temporary_slot(slot).await?;
-        Ok::<_, SourceError>((from, greeting.start(slot, &plan.names, control.clone()).await?))
+        Ok::<_, SourceError>((from, greeting.start(slot, &plan.names, config.wants_messages(), control.clone()).await?))
     };
     let late = || Fault::StartTimeout { slot: slot.into(), seconds: super::START_TIMEOUT.as_secs() }.passing();
     let (from, session) = timeout(super::START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late()))?;
-    Ok(Preview { session, from, publications: plan.names, publication_lists: plan.lists_tables })
+    Ok(Preview {
+        session,
+        from,
+        catalog,
+        database: server.database,
+        publications: plan.names,
+        publication_lists: plan.lists_tables,
+    })
 }
 
 /// Postgres' `NAMEDATALEN - 1`.

@@ -29,6 +29,7 @@ use crate::{
     config::{Config, Limits},
     finding::Finding,
     lsn::Lsn,
+    mapping::catalog::Catalog,
     source::SourceError,
 };
 
@@ -268,7 +269,7 @@ impl Control {
         &self,
         config: &Config,
         begin: &Start<'_, E>,
-    ) -> Result<(Plan, Lsn), E> {
+    ) -> Result<(Plan, Lsn, Option<Catalog>), E> {
         let server = self.fitting_server().await?;
         let name = config.slot();
         // First the wait: whoever holds the slot also keeps the publications.
@@ -280,7 +281,11 @@ impl Control {
         begin.warned.compare(&name, &survey, config)?;
         self.check_names(&survey, config, server.version_num).await?;
         let mut plan = survey.plan(config, slot.as_ref().map(|slot| slot.confirmed))?;
-        (begin.accept)(&plan.changes).map_err(|why| SourceError::Config(why.into()))?;
+        let catalog = match config.events.is_empty() {
+            true => None,
+            false => Some(self.schema(config).await?),
+        };
+        (begin.accept)(&plan.changes, catalog.as_ref()).map_err(|why| SourceError::Config(why.into()))?;
         (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), Server(self.clone())).await?;
         if slot.is_none() {
             plan.findings.extend(self.forgotten_slots(&name).await?);
@@ -317,7 +322,7 @@ impl Control {
             None => self.create_slot(&name, &server).await?,
         };
         self.remember(config, server.version_num, &plan).await?;
-        Ok((plan, confirmed))
+        Ok((plan, confirmed, catalog))
     }
 
     /// Writes into the comment of a publication of ours that the slot has been made, and what is published.

@@ -169,7 +169,7 @@ impl Watch {
 
     /// Brings the publications to what the config asks for, where that is left to us.
     async fn change(&self, begin: &Start<'_, SourceError>, plan: &Plan) -> Result<(), SourceError> {
-        (begin.accept)(&plan.changes).map_err(|why| SourceError::Config(why.into()))?;
+        (begin.accept)(&plan.changes, None).map_err(|why| SourceError::Config(why.into()))?;
         if !self.config.source.create {
             let why = "change what source.create: false leaves to you".to_owned();
             return Err(self.control.run_this(why, &plan.statements));
