@@ -165,8 +165,18 @@ fn soak(delivery: &str, lives: usize) {
     workload.stop();
 
     let end = ask("SELECT pg_current_wal_lsn() - '0/0'").expect("it runs");
+    let left = end.saturating_sub(confirmed());
     let mut life = start();
-    life.wait("everything to be confirmed", DEADLINE, |_| (confirmed() >= end).then_some(()));
+    // After many lives on a slow machine much of it may be left.
+    let settled = wait::attempt(DEADLINE * lives.div_ceil(100) as u32, || {
+        assert!(life.process().exited().is_none(), "it ended; its log:\n{}", life.log().join("\n"));
+        if confirmed() >= end { Ok(()) } else { Err(life.get("/metrics").map(|(_, metrics)| metrics)) }
+    });
+    if let Err(metrics) = settled {
+        let log = life.log().join("\n");
+        panic!("of {left} bytes {} are not confirmed; its log:\n{log}\n{metrics}", end.saturating_sub(confirmed()));
+    }
+    println!("{delivery}: at the end {left} bytes of log were left");
     assert!(life.terminate(program::START_MAX).success());
 
     let topic_read = workload::read(kafka, &topic, DEADLINE * lives.div_ceil(100) as u32);
