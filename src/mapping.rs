@@ -684,7 +684,7 @@ impl<'a> Maker<'a> {
             if lost != Some(Held::No) {
                 return Ok((true, None));
             }
-            self.event(rule, payload::key(self.rules, &touched, payload::Side::Before, previous))?;
+            self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Before, previous))?;
             return Ok((true, Some(Made { is_tombstone: true, ..made })));
         }
         if let Some(NetRow { before: Some(before), after: Some(after) }) = touched.root {
@@ -696,9 +696,9 @@ impl<'a> Maker<'a> {
             }
         }
         if made.has_previous {
-            self.event(rule, payload::key(self.rules, &touched, payload::Side::Before, previous))?;
+            self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Before, previous))?;
         }
-        self.event(rule, payload::key(self.rules, &touched, payload::Side::Now, key))?;
+        self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Now, key))?;
         self.lists_all(index, &touched, &giver.open[rule.aggregate])?;
         self.event(rule, payload::write(self.rules, rule, &touched, data))?;
         if let Some(because) = &rule.because {
@@ -723,7 +723,6 @@ impl<'a> Maker<'a> {
 
     fn asked(&self, rule: &EventRule, giver: &'a Giver) -> Asked<'a> {
         Asked {
-            rules: self.rules,
             aggregate: &self.rules.aggregates[rule.aggregate],
             open: &giver.open[rule.aggregate],
         }
@@ -766,11 +765,11 @@ impl<'a> Maker<'a> {
     /// The primary key of the root's row. One whose key has changed has the old one behind the new one: what was there may be gone, and is
     /// another event.
     fn row(&self, rule: &EventRule, touched: &Touched<'_>, out: &mut Vec<u8>) -> Result<(), MapError> {
-        self.event(rule, payload::row(self.rules, touched, payload::Side::Now, out))?;
+        self.event(rule, payload::row(self.rules, touched, payload::AsOf::Now, out))?;
         let key_len = self.rules.tables[self.rules.aggregates[rule.aggregate].root].key_len;
         if touched.root.is_some_and(|root| root.before.is_some() && root.after.is_some() && root.key_changed(key_len)) {
             out.push(b',');
-            self.event(rule, payload::row(self.rules, touched, payload::Side::Before, out))?;
+            self.event(rule, payload::row(self.rules, touched, payload::AsOf::Before, out))?;
         }
         Ok(())
     }
@@ -808,15 +807,14 @@ impl<'a> Maker<'a> {
         giver: &Giver,
         (group, reference, cause_row): (&mut Group, &mut Vec<u8>, &mut Vec<u8>),
     ) -> Result<Option<usize>, MapError> {
-        let Some(NetRow { before, after }) = touched.root else { return Ok(None) };
+        let table = self.rules.aggregates[rule.aggregate].root;
+        let blank = Blank { table, column: because.via };
+        let Some(NetRow { before, after }) = touched.root else { return Err(self.old_unknown(rule, blank)) };
         let (Some(state), is_gone) = (after.or(before), after.is_none()) else { return Ok(None) };
         let text = match state.get(because.via) {
             Cell::Text(text) => text,
             Cell::Null => return Ok(None),
-            Cell::Unchanged | Cell::Unknown => {
-                let table = self.rules.aggregates[rule.aggregate].root;
-                return Err(self.old_unknown(rule, Blank { table, column: because.via }));
-            }
+            Cell::Unchanged | Cell::Unknown => return Err(self.old_unknown(rule, blank)),
         };
         let cause = &self.rules.events[because.event];
         let root = &self.rules.tables[self.rules.aggregates[cause.aggregate].root];
