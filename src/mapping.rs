@@ -724,7 +724,6 @@ impl<'a> Maker<'a> {
 
     fn asked(&self, rule: &EventRule, giver: &'a Giver) -> Asked<'a> {
         Asked {
-            rules: self.rules,
             aggregate: &self.rules.aggregates[rule.aggregate],
             open: &giver.open[rule.aggregate],
         }
@@ -814,15 +813,14 @@ impl<'a> Maker<'a> {
         giver: &Giver,
         (group, reference, cause_row): (&mut Group, &mut Vec<u8>, &mut Vec<u8>),
     ) -> Result<Option<usize>, MapError> {
-        let Some(NetRow { before, after }) = touched.root else { return Ok(None) };
+        let table = self.rules.aggregates[rule.aggregate].root;
+        let blank = Blank { table, column: because.via };
+        let Some(NetRow { before, after }) = touched.root else { return Err(self.old_unknown(rule, blank)) };
         let (Some(state), is_gone) = (after.or(before), after.is_none()) else { return Ok(None) };
         let text = match state.get(because.via) {
             Cell::Text(text) => text,
             Cell::Null => return Ok(None),
-            Cell::Unchanged | Cell::Unknown => {
-                let table = self.rules.aggregates[rule.aggregate].root;
-                return Err(self.old_unknown(rule, Blank { table, column: because.via }));
-            }
+            Cell::Unchanged | Cell::Unknown => return Err(self.old_unknown(rule, blank)),
         };
         let cause = &self.rules.events[because.event];
         let root = &self.rules.tables[self.rules.aggregates[cause.aggregate].root];

@@ -117,11 +117,6 @@ impl Store {
         self.disk.as_ref().map_or(0, |disk| disk.bounds.len.load(Ordering::Relaxed))
     }
 
-    /// How many net rows there may be, void ones too.
-    pub(super) fn rows(&self) -> usize {
-        self.disk.as_ref().map_or(self.net.len(), |disk| disk.rows as usize)
-    }
-
     /// The rows of the transaction so far, to add a change to. Half of the memory is for what is being read from the disk.
     pub(super) fn net(&mut self, tables: &[MappedTable]) -> Result<&mut Net, SpillError> {
         if self.net.bytes() > self.spill.memory_max / 2 {

@@ -3,7 +3,7 @@
 use super::{
     aggregate::{Changed, Child, NetRow, Open, Touched, changed},
     row::Cell,
-    rules::{Aggregate, ChildChange, Rules, Side, Test, Transition, Trigger},
+    rules::{Aggregate, ChildChange, Side, Test, Transition, Trigger},
 };
 
 /// Whether something is so.
@@ -57,7 +57,6 @@ impl Answer {
 /// What of an aggregate and a transaction is the same for all roots.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
-    pub(super) rules: &'a Rules,
     pub(super) aggregate: &'a Aggregate,
     /// Per collection what the log leaves open.
     pub(super) open: &'a [Open],
