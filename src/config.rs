@@ -26,8 +26,8 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-pub use fault::Fault;
 pub(crate) use check::bad_topic;
+pub use fault::Fault;
 pub(crate) use fault::nearest;
 pub use mapping::{
     AggregateConfig, DataConfig, EventConfig, EventFormat, Mask, Ordered, TableConfig, TriggerConfig, Truncate,

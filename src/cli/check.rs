@@ -107,7 +107,9 @@ async fn ask_postgres(
             Ok(catalog) => *mapping = Some(catalog),
             Err(error) => {
                 let what = format!("failed to read the catalog: {}", told(&error));
-                inspection.findings.push(Finding::cross(what, "see that the role may read pg_catalog".into()).about("events"));
+                inspection
+                    .findings
+                    .push(Finding::cross(what, "see that the role may read pg_catalog".into()).about("events"));
             }
         }
     }
@@ -141,7 +143,12 @@ fn of_mapping(config: &Config, catalog: &Catalog) -> (Vec<Finding>, Vec<EventShe
     let mut findings = Vec::new();
     for sheet in &sheets {
         let (key, fields) = (sheet.key.join(", "), sheet.fields.len());
-        let what = format!("{} of {} -> {}, key {key}, {fields} fields", sheet.when.join(" or "), sheet.aggregate, sheet.topic);
+        let what = format!(
+            "{} of {} -> {}, key {key}, {fields} fields",
+            sheet.when.join(" or "),
+            sheet.aggregate,
+            sheet.topic
+        );
         if sheet.needs.is_empty() {
             let finding = match sheet.may_stop.as_slice() {
                 [] => Finding::ok(format!("{what}; complete in its transaction")),
@@ -150,7 +157,8 @@ fn of_mapping(config: &Config, catalog: &Catalog) -> (Vec<Finding>, Vec<EventShe
             findings.push(finding.about(&*sheet.event));
             continue;
         }
-        let lacking: Vec<_> = sheet.needs.iter().map(|need| of_misfit(config, need.clone().into()).to_string()).collect();
+        let lacking: Vec<_> =
+            sheet.needs.iter().map(|need| of_misfit(config, need.clone().into()).to_string()).collect();
         findings.push(Finding::cross(format!("{what}; it needs the replica"), lacking.join("\n")).about(&*sheet.event));
     }
     drop(rules);
@@ -383,11 +391,14 @@ fn look(level: Level) -> (&'static str, Style) {
 fn paint_sheet(sheet: &EventSheet, page: &mut String) {
     let (dim, name) = (Style::new().dimmed(), AnsiColor::Blue.on_default());
     let json_type = |field: &FieldSheet| format!("{}{}", field.json_type, if field.nullable { " or null" } else { "" });
-    let widest = |of: &dyn Fn(&FieldSheet) -> String| sheet.fields.iter().map(|field| of(field).chars().count()).max().unwrap_or(0);
+    let widest = |of: &dyn Fn(&FieldSheet) -> String| {
+        sheet.fields.iter().map(|field| of(field).chars().count()).max().unwrap_or(0)
+    };
     let (fields, types) = (widest(&|field| field.field.clone()), widest(&json_type));
     for field in &sheet.fields {
         let (of, from) = (json_type(field), format!("{}: {}", field.path, field.from));
-        writeln!(page, "      {name}{:<fields$}{name:#}  {of:<types$}  {dim}{from}{dim:#}", field.field).expect("writing to a String cannot fail");
+        writeln!(page, "      {name}{:<fields$}{name:#}  {of:<types$}  {dim}{from}{dim:#}", field.field)
+            .expect("writing to a String cannot fail");
     }
     let order = format!("order: {}", sheet.order);
     for line in [order].iter().chain(&sheet.because) {

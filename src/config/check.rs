@@ -67,7 +67,8 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     }
     // Each way out that there is.
     if config.changes.is_none() && config.events.is_empty() {
-        let said = "nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`";
+        let said =
+            "nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`";
         return refuse(&["changes"], said.into());
     }
     if config.limits.memory < MEMORY_MIN {
@@ -167,7 +168,13 @@ fn bad_template(template: &str) -> Option<String> {
         rest = after;
     }
     literal.push_str(rest);
-    if template.is_empty() { bad_topic("") } else if literal.is_empty() { None } else { bad_topic(&literal) }
+    if template.is_empty() {
+        bad_topic("")
+    } else if literal.is_empty() {
+        None
+    } else {
+        bad_topic(&literal)
+    }
 }
 
 /// Why Kafka would not have a topic of this name.

@@ -140,7 +140,9 @@ pub fn may_be_toasted(ty: &Type, modifier: i32) -> bool {
             NUMERIC_HEADER_BYTES + (precision / 4 + 2) * 2 > INLINE_BYTES_MAX
         }
         Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NUMERIC | Type::BYTEA | Type::JSON | Type::JSONB => true,
-        Type::BOOL | Type::CHAR | Type::INT2 | Type::INT4 | Type::INT8 | Type::OID | Type::FLOAT4 | Type::FLOAT8 => false,
+        Type::BOOL | Type::CHAR | Type::INT2 | Type::INT4 | Type::INT8 | Type::OID | Type::FLOAT4 | Type::FLOAT8 => {
+            false
+        }
         Type::DATE | Type::TIME | Type::TIMETZ | Type::TIMESTAMP | Type::TIMESTAMPTZ | Type::INTERVAL => false,
         Type::UUID | Type::MONEY | Type::MACADDR => false,
         _ => !matches!(ty.kind(), postgres_types::Kind::Enum(_)),

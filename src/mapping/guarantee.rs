@@ -103,7 +103,13 @@ type Known<'a> = Result<&'static str, Lack<'a>>;
 
 /// Proves each event, or says what it lacks.
 pub(crate) fn prove(resolved: &Resolved<'_>) -> Vec<EventSheet> {
-    resolved.rules.events.iter().zip(&resolved.told).map(|(rule, told)| Prover::new(resolved, rule, told).sheet()).collect()
+    resolved
+        .rules
+        .events
+        .iter()
+        .zip(&resolved.told)
+        .map(|(rule, told)| Prover::new(resolved, rule, told).sheet())
+        .collect()
 }
 
 struct Prover<'a> {
@@ -122,7 +128,9 @@ impl<'a> Prover<'a> {
         let of_trigger = |trigger: &Trigger| match trigger {
             Trigger::Created => vec![Occasion::Created],
             Trigger::Deleted => vec![Occasion::Deleted],
-            Trigger::Any if aggregate.children.is_empty() => vec![Occasion::Created, Occasion::Changed, Occasion::Deleted],
+            Trigger::Any if aggregate.children.is_empty() => {
+                vec![Occasion::Created, Occasion::Changed, Occasion::Deleted]
+            }
             Trigger::Any => vec![Occasion::Created, Occasion::Changed, Occasion::Alone, Occasion::Deleted],
             Trigger::All(tests) if tests.iter().any(|test| matches!(test, Test::Column(..))) => vec![Occasion::Changed],
             Trigger::All(_) => vec![Occasion::Changed, Occasion::Alone],
@@ -270,7 +278,10 @@ impl<'a> Prover<'a> {
                         Err(lack) => self.lack(at, &what, lack.clone()),
                     },
                     Occasion::Changed | Occasion::Alone => {
-                        let why = format!("when `{}` only changes, its transaction says nothing of the children that it does not touch", self.root.full_name());
+                        let why = format!(
+                            "when `{}` only changes, its transaction says nothing of the children that it does not touch",
+                            self.root.full_name()
+                        );
                         self.lack(at, &what, (why, LATER_FIELD.into()));
                     }
                 }
@@ -282,20 +293,29 @@ impl<'a> Prover<'a> {
     fn enforced(&self, child: &CatalogTable, link: usize) -> Result<String, (String, String)> {
         let column = &child.columns[link].name;
         let (full, root) = (child.full_name(), self.root.full_name());
-        let foreign = child.foreign_keys.iter().find(|foreign| foreign.columns == [column.clone()] && foreign.to == (self.root.schema.clone(), self.root.name.clone()));
+        let foreign = child.foreign_keys.iter().find(|foreign| {
+            foreign.columns == [column.clone()] && foreign.to == (self.root.schema.clone(), self.root.name.clone())
+        });
         match foreign {
             Some(foreign) if !foreign.valid => Err((
-                format!("the foreign key `{full}.{column}` is not validated or not enforced, so that children may be there before their root"),
+                format!(
+                    "the foreign key `{full}.{column}` is not validated or not enforced, so that children may be there before their root"
+                ),
                 format!("ALTER TABLE {} VALIDATE CONSTRAINT ... makes it hold, or leave the list out", child.quoted()),
             )),
             Some(_) if child.triggers_disabled || self.root.triggers_disabled => {
                 let table = if child.triggers_disabled { child } else { self.root };
                 Err((
-                    format!("triggers of `{}` that enforce the foreign key `{full}.{column}` are disabled", table.full_name()),
+                    format!(
+                        "triggers of `{}` that enforce the foreign key `{full}.{column}` are disabled",
+                        table.full_name()
+                    ),
                     format!("ALTER TABLE {} ENABLE TRIGGER ALL, or leave the list out", table.quoted()),
                 ))
             }
-            _ => Ok(format!("no row of {full} can be without its {root}: its foreign key {column} is valid and enforced")),
+            _ => Ok(format!(
+                "no row of {full} can be without its {root}: its foreign key {column} is valid and enforced"
+            )),
         }
     }
 
@@ -304,7 +324,11 @@ impl<'a> Prover<'a> {
         let column = place.of();
         let mut from: Vec<String> = Vec::new();
         let mut known_on = |occasion: Occasion, source: &str| {
-            let text = if self.occasions.len() == 1 { source.to_owned() } else { format!("{}: {source}", in_a_word(occasion)) };
+            let text = if self.occasions.len() == 1 {
+                source.to_owned()
+            } else {
+                format!("{}: {source}", in_a_word(occasion))
+            };
             if !from.contains(&text) {
                 from.push(text);
             }
@@ -376,7 +400,11 @@ impl<'a> Prover<'a> {
         let (if_at, because_at) = (at("if"), at("because"));
         let mut needs = Vec::new();
         if let Some(condition) = &rule.condition {
-            let sides = condition.old.iter().map(|column| (*column, true)).chain(condition.new.iter().map(|column| (*column, false)));
+            let sides = condition
+                .old
+                .iter()
+                .map(|column| (*column, true))
+                .chain(condition.new.iter().map(|column| (*column, false)));
             needs.extend(sides.map(|(column, old)| (column, old, &if_at, "`if` reads")));
         }
         if let Some(because) = &rule.because {
@@ -424,7 +452,10 @@ impl<'a> Prover<'a> {
             Occasion::Changed => Ok("the row after the update"),
             Occasion::Alone if root.primary_key == [found.name.clone()] => Ok("the children's foreign key"),
             Occasion::Alone => {
-                let why = format!("when only children change, the transaction says of `{}` its primary key alone", root.full_name());
+                let why = format!(
+                    "when only children change, the transaction says of `{}` its primary key alone",
+                    root.full_name()
+                );
                 Err(Lack { why, full: None })
             }
             Occasion::Deleted => self.old_of(root, column),
@@ -455,7 +486,10 @@ impl<'a> Prover<'a> {
             Identity::Index => "the columns of its REPLICA IDENTITY index alone",
             _ => "its primary key alone (the default REPLICA IDENTITY)",
         };
-        Err(Lack { why: format!("the log says of an old row of `{}` {identity}, not `{name}`", table.full_name()), full: Some(table) })
+        Err(Lack {
+            why: format!("the log says of an old row of `{}` {identity}, not `{name}`", table.full_name()),
+            full: Some(table),
+        })
     }
 
     fn proof(&mut self, proof: &str) {
@@ -469,7 +503,9 @@ impl<'a> Prover<'a> {
         let Err(Lack { why, full }) = known else { return };
         let or_else = if is_field { "leave the field out" } else { "do without it" };
         let mend = match full {
-            Some(table) => format!("ALTER TABLE {} REPLICA IDENTITY FULL, or {or_else} until the replica is there", table.quoted()),
+            Some(table) => {
+                format!("ALTER TABLE {} REPLICA IDENTITY FULL, or {or_else} until the replica is there", table.quoted())
+            }
             None if is_field => LATER_FIELD.into(),
             None => "it comes with the replica, which this version does not have; do without it until then".into(),
         };
@@ -494,3 +530,6 @@ fn in_a_word(occasion: Occasion) -> &'static str {
         Occasion::Deleted => "deleted",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,7 +68,8 @@ impl<'a> Names<'a> {
     pub(crate) fn table(&self, name: &str) -> Result<&'a CatalogTable, String> {
         let Some(table) = self.catalog.table(name) else {
             let (schema, bare) = full_name(name);
-            let known: Vec<_> = self.catalog.tables.iter().map(|table| self.written(table, name.contains('.'))).collect();
+            let known: Vec<_> =
+                self.catalog.tables.iter().map(|table| self.written(table, name.contains('.'))).collect();
             let elsewhere = self.catalog.tables.iter().find(|table| table.name == bare && table.schema != schema);
             return Err(match elsewhere {
                 Some(table) => format!("there is no table `{schema}.{bare}`; did you mean `{}.{bare}`?", table.schema),
@@ -153,11 +154,13 @@ impl<'a> Names<'a> {
     fn hops(&self, at: &'a CatalogTable, name: &str) -> Result<Vec<Hop<'a>>, String> {
         let mut found = Vec::new();
         for foreign in &at.foreign_keys {
-            let Some(to) = self.catalog.tables.iter().find(|table| (&table.schema, &table.name) == (&foreign.to.0, &foreign.to.1))
+            let Some(to) =
+                self.catalog.tables.iter().find(|table| (&table.schema, &table.name) == (&foreign.to.0, &foreign.to.1))
             else {
                 continue;
             };
-            let (called, by_column) = (self.called(to) == name, foreign.columns.iter().any(|column| less_id(column) == name));
+            let (called, by_column) =
+                (self.called(to) == name, foreign.columns.iter().any(|column| less_id(column) == name));
             match (foreign.columns.as_slice(), foreign.to_columns.as_slice()) {
                 ([column], [to_column]) if called || by_column => {
                     if let (Some(column), Some(to_column)) = (at.column(column), to.column(to_column)) {
@@ -186,7 +189,9 @@ impl<'a> Names<'a> {
     fn no_hop(&self, at: &'a CatalogTable, name: &str) -> String {
         let full = at.full_name();
         if at.column(name).is_some() {
-            return format!("`{name}` is a column of `{full}` without a foreign key: nothing can be looked up behind it");
+            return format!(
+                "`{name}` is a column of `{full}` without a foreign key: nothing can be looked up behind it"
+            );
         }
         match self.hop_names(at) {
             hops if hops.is_empty() => format!("`{full}` has no foreign keys, so that `{name}.` leads nowhere"),

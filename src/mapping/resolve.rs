@@ -12,8 +12,8 @@ use super::{
     condition::Condition,
     paths::{Names, Place, close, column_names},
     rules::{
-        Aggregate, Because, ChildChange, Collection, EventRule, Field, MappedColumn, MappedTable, Role, Rules, Side, Test,
-        Transition, Trigger,
+        Aggregate, Because, ChildChange, Collection, EventRule, Field, MappedColumn, MappedTable, Role, Rules, Side,
+        Test, Transition, Trigger,
     },
     value::Writer,
 };
@@ -159,16 +159,17 @@ impl<'a> Resolver<'a> {
                 self.refuse(at, format!("`{}` is in `tables` twice", table.full_name()));
                 continue;
             }
-            if let Some(called) = &options.name {
-                let twin = seen.iter().find(|(_, other)| *other == called).map(|(other, _)| other.full_name());
-                let at = within(&at, "name");
-                if let Some(twin) = twin {
-                    self.refuse(at, format!("`{called}` is what `{twin}` is called; each table needs a name of its own"));
-                } else if called.is_empty() || called.contains(['.', '/']) {
-                    self.refuse(at, format!("`{called}` is no name for paths; write a word"));
-                }
+            let called = options.name.as_deref().unwrap_or(&table.name);
+            let named = if options.name.is_some() { within(&at, "name") } else { at.clone() };
+            if let Some(twin) = seen.iter().find(|(_, other)| *other == called).map(|(other, _)| other.full_name()) {
+                self.refuse(
+                    named,
+                    format!("`{called}` is what `{twin}` is called; each table needs a name of its own"),
+                );
+            } else if called.is_empty() || called.contains(['.', '/']) {
+                self.refuse(named, format!("`{called}` is no name for paths; write a word"));
             }
-            seen.push((table, options.name.as_deref().unwrap_or(&table.name)));
+            seen.push((table, called));
             self.column_options(table, options, &at);
         }
     }
@@ -183,7 +184,10 @@ impl<'a> Resolver<'a> {
             };
             let found = &table.columns[index];
             if !takes_decimal(&found.ty, found.modifier) {
-                let said = format!("`decimal` is for `real`, `double precision` and bare `numeric`; `{column}` is {}", sql_type(&found.ty));
+                let said = format!(
+                    "`decimal` is for `real`, `double precision` and bare `numeric`; `{column}` is {}",
+                    sql_type(&found.ty)
+                );
                 self.refuse(at, said);
             } else if *digits > DECIMAL_MAX {
                 self.refuse(at, format!("`decimal` is from 0 to {DECIMAL_MAX} digits after the point"));
@@ -194,10 +198,13 @@ impl<'a> Resolver<'a> {
             if jiff::tz::TimeZone::get(zone).is_err() {
                 let known: Vec<_> = jiff::tz::db().available().map(|name| name.to_string()).collect();
                 let near = crate::config::nearest(zone, &known.iter().map(String::as_str).collect::<Vec<_>>());
-                let near = near.map_or("write one such as `America/Toronto` or `UTC`".into(), |near| format!("did you mean `{near}`?"));
+                let near = near.map_or("write one such as `America/Toronto` or `UTC`".into(), |near| {
+                    format!("did you mean `{near}`?")
+                });
                 self.refuse(at, format!("`{zone}` is no time zone of the IANA database; {near}"));
             } else if !table.columns.iter().any(|column| takes_zone(&column.ty)) {
-                let said = format!("`{}` has no `timestamp` without time zone, so that `zone` has no use", table.full_name());
+                let said =
+                    format!("`{}` has no `timestamp` without time zone, so that `zone` has no use", table.full_name());
                 self.refuse(at, said);
             }
         }
@@ -220,7 +227,8 @@ impl<'a> Resolver<'a> {
     fn keyed(&mut self, table: &'a CatalogTable, at: &[String], what: &str) -> bool {
         let (full, quoted) = (table.full_name(), table.quoted());
         if table.primary_key.is_empty() {
-            let said = format!("`{full}` has no primary key, which {what} needs; ALTER TABLE {quoted} ADD PRIMARY KEY (...)");
+            let said =
+                format!("`{full}` has no primary key, which {what} needs; ALTER TABLE {quoted} ADD PRIMARY KEY (...)");
             self.refuse(at.to_vec(), said);
             return false;
         }
@@ -231,7 +239,8 @@ impl<'a> Resolver<'a> {
             self.refuse(at.to_vec(), said);
             return false;
         }
-        let unsaid = table.primary_key.iter().find(|key| table.column(key).is_some_and(|column| !table.says_old(column)));
+        let unsaid =
+            table.primary_key.iter().find(|key| table.column(key).is_some_and(|column| !table.says_old(column)));
         if let Some(column) = unsaid {
             let said = format!(
                 "`{full}` has a REPLICA IDENTITY without `{column}`, which is of its primary key: the log does not say which row went; ALTER \
@@ -287,7 +296,8 @@ impl<'a> Resolver<'a> {
     /// A column by its bare name.
     fn root_column(&mut self, table: &'a CatalogTable, name: &str, at: &[String]) -> Option<usize> {
         let near = || close(name, &column_names(table), "its columns are");
-        let found = table.column(name).ok_or_else(|| format!("`{}` has no column `{name}`; {}", table.full_name(), near()));
+        let found =
+            table.column(name).ok_or_else(|| format!("`{}` has no column `{name}`; {}", table.full_name(), near()));
         self.or_refuse(found, at)
     }
 
@@ -331,7 +341,14 @@ impl<'a> Resolver<'a> {
             .map(|foreign| format!("{}.{}", table.name, foreign.columns[0]))
             .collect();
         let Some(link) = table.column(column) else {
-            let known = if usable.is_empty() { column_names(table) } else { usable.iter().map(|name| name.rsplit_once('.').map_or(name.clone(), |(_, column)| column.to_owned())).collect() };
+            let known = if usable.is_empty() {
+                column_names(table)
+            } else {
+                usable
+                    .iter()
+                    .map(|name| name.rsplit_once('.').map_or(name.clone(), |(_, column)| column.to_owned()))
+                    .collect()
+            };
             self.refuse(at.to_vec(), format!("`{full}` has no column `{column}`; {}", close(column, &known, "write")));
             return None;
         };
@@ -366,7 +383,9 @@ impl<'a> Resolver<'a> {
         let (bare, named) = suffix.map_or((name, None), |(bare, version)| (bare, Some(version)));
         let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if !bare.starts_with(|c: char| c.is_ascii_alphabetic()) || !bare.chars().all(legal) {
-            let said = format!("`{name}` is no name for an event; write letters and digits, such as `OrderPlaced` or `OrderPlaced.v2`");
+            let said = format!(
+                "`{name}` is no name for an event; write letters and digits, such as `OrderPlaced` or `OrderPlaced.v2`"
+            );
             self.refuse(at, said);
             return None;
         }
@@ -397,10 +416,15 @@ impl<'a> Resolver<'a> {
         let Some(aggregate) = self.aggregate_of(&config.of, &at) else { return None };
         let title = title?;
         let place = self.config.events.iter().position(|(other, _)| other == name);
-        let twin = titles.iter().zip(self.config.events.iter()).take(place.unwrap_or(0)).find(|(other, _)| other.as_ref() == Some(title));
+        let twin = titles
+            .iter()
+            .zip(self.config.events.iter())
+            .take(place.unwrap_or(0))
+            .find(|(other, _)| other.as_ref() == Some(title));
         if let Some((_, (twin, _))) = twin {
             let Title { name, version } = title;
-            let said = format!("`{name}` of version {version} is there as `{twin}` already; write `{name}.v{}`", version + 1);
+            let said =
+                format!("`{name}` of version {version} is there as `{twin}` already; write `{name}.v{}`", version + 1);
             self.refuse(at, said);
             return None;
         }
@@ -436,7 +460,8 @@ impl<'a> Resolver<'a> {
             columns.into_iter().for_each(|column| self.need(root, column, &format!("{name}.if")));
             Some(compiled)
         });
-        let mut fields = Fields { event: name, aggregate, list: None, mask: &config.mask, masked: BTreeSet::new(), told };
+        let mut fields =
+            Fields { event: name, aggregate, list: None, mask: &config.mask, masked: BTreeSet::new(), told };
         let data = self.fields(&config.data, &mut fields, "", &within(&at, "data"));
         for field in config.mask.keys() {
             if !fields.masked.contains(field) {
@@ -448,7 +473,10 @@ impl<'a> Resolver<'a> {
                 self.refuse(within(&within(&at, "mask"), field), said);
             }
         }
-        let because = config.because.as_ref().and_then(|text| self.because(name, text, aggregate, titles, &within(&at, "because")));
+        let because = config
+            .because
+            .as_ref()
+            .and_then(|text| self.because(name, text, aggregate, titles, &within(&at, "because")));
         if config.compact {
             self.refuse_loose_key(aggregate, &within(&at, "compact"));
         }
@@ -511,19 +539,23 @@ impl<'a> Resolver<'a> {
                     "removed" => Ok(ChildChange::Removed),
                     "changed" => Ok(ChildChange::Changed),
                     "any" => Ok(ChildChange::Any),
-                    other => Err(format!("`{name}` cannot be `{other}`; {}", close(other, &CHILD_CHANGES, "write one of"))),
+                    other => {
+                        Err(format!("`{name}` cannot be `{other}`; {}", close(other, &CHILD_CHANGES, "write one of")))
+                    }
                 };
                 found.push(Test::Children(collection, self.or_refuse(change, &at)?));
                 continue;
             }
             let Some(column) = table.column(name) else {
-                let known: Vec<_> = column_names(table).into_iter().chain(children.iter().map(|child| child.name.clone())).collect();
+                let known: Vec<_> =
+                    column_names(table).into_iter().chain(children.iter().map(|child| child.name.clone())).collect();
                 let near = close(name, &known, "there are");
                 self.refuse(at, format!("`{}` has no column or collection `{name}`; {near}", table.full_name()));
                 return None;
             };
             let column_type = &table.columns[column];
-            let transition = transition(text.trim(), &column_type.ty, column_type.modifier).map_err(|said| format!("`{name}`: {said}"));
+            let transition = transition(text.trim(), &column_type.ty, column_type.modifier)
+                .map_err(|said| format!("`{name}`: {said}"));
             found.push(Test::Column(column, self.or_refuse(transition, &at)?));
             self.need(root, column, &format!("{event}.when"));
         }
@@ -561,7 +593,10 @@ impl<'a> Resolver<'a> {
         at: &[String],
     ) -> Option<Field> {
         if event.list.is_some() {
-            self.refuse(within(at, "each"), "a list within a list cannot be told: a collection hangs on the root alone");
+            self.refuse(
+                within(at, "each"),
+                "a list within a list cannot be told: a collection hangs on the root alone",
+            );
             return None;
         }
         let children = &self.aggregates[event.aggregate].children;
@@ -639,7 +674,9 @@ impl<'a> Resolver<'a> {
             return None;
         };
         let is_it = |title: &&Option<Title>| {
-            title.as_ref().is_some_and(|title| title.name == *cause || format!("{}.v{}", title.name, title.version) == *cause)
+            title
+                .as_ref()
+                .is_some_and(|title| title.name == *cause || format!("{}.v{}", title.name, title.version) == *cause)
         };
         let found: Vec<_> = (0..titles.len()).filter(|index| is_it(&&titles[*index])).collect();
         let event = match found.as_slice() {
@@ -662,7 +699,10 @@ impl<'a> Resolver<'a> {
         let cause_aggregate = &self.aggregates[*self.aggregate_indexes.get(of.as_str())?];
         let cause_table = self.tables[cause_aggregate.root].of;
         let [key] = cause_table.primary_key.as_slice() else {
-            let said = format!("the primary key of `{}` has several columns; a cause is found by a key of one", cause_table.full_name());
+            let said = format!(
+                "the primary key of `{}` has several columns; a cause is found by a key of one",
+                cause_table.full_name()
+            );
             self.refuse(at.to_vec(), said);
             return None;
         };
@@ -689,9 +729,10 @@ impl<'a> Resolver<'a> {
         let of = &self.aggregates[aggregate];
         let table = self.tables[of.root].of;
         let names: BTreeSet<_> = of.key.iter().map(|column| table.columns[*column].name.as_str()).collect();
-        let unique = table.unique.iter().chain([&table.primary_key]).any(|columns| {
-            !columns.is_empty() && columns.iter().map(String::as_str).collect::<BTreeSet<_>>() == names
-        });
+        let unique =
+            table.unique.iter().chain([&table.primary_key]).any(|columns| {
+                !columns.is_empty() && columns.iter().map(String::as_str).collect::<BTreeSet<_>>() == names
+            });
         let nullable = of.key.iter().find(|column| !table.columns[**column].not_null);
         let key = names.iter().copied().collect::<Vec<_>>().join(", ");
         let (full, quoted) = (table.full_name(), table.quoted());
@@ -721,8 +762,10 @@ impl<'a> Resolver<'a> {
             while let Some(because) = &events[at].because {
                 at = because.event;
                 if at == start {
-                    let names: Vec<_> = way.iter().chain([&start]).map(|event| self.config.events.0[*event].0.as_str()).collect();
-                    let said = format!("events cause each other: {}; take one `because` away", names.join(" because of "));
+                    let names: Vec<_> =
+                        way.iter().chain([&start]).map(|event| self.config.events.0[*event].0.as_str()).collect();
+                    let said =
+                        format!("events cause each other: {}; take one `because` away", names.join(" because of "));
                     self.refuse(keys(&["events", &self.config.events.0[start].0, "because"]), said);
                     // Once is enough for all of a cycle.
                     return;
@@ -738,7 +781,8 @@ impl<'a> Resolver<'a> {
     /// A topic that keeps the latest record per key can hold one event alone.
     fn refuse_shared_state_topics(&mut self, events: &[EventRule]) {
         for (event, (name, _)) in events.iter().zip(self.config.events.iter()).filter(|(event, _)| event.compact) {
-            let other = events.iter().find(|other| !std::ptr::eq(*other, event) && other.topic.name == event.topic.name);
+            let other =
+                events.iter().find(|other| !std::ptr::eq(*other, event) && other.topic.name == event.topic.name);
             if let Some(other) = other {
                 let said = format!(
                     "`{}` keeps the latest record per key, and `{}.v{}` goes there too: each would replace the other; give one an \
@@ -787,7 +831,8 @@ impl<'a> Resolver<'a> {
             });
             replace(&mut event.data, root, &places, aggregate);
         }
-        let rules = Rules { tables, aggregates, events, unmapped: self.config.unmapped, truncate: self.config.truncate };
+        let rules =
+            Rules { tables, aggregates, events, unmapped: self.config.unmapped, truncate: self.config.truncate };
         Resolved { rules, tables: of, told }
     }
 }
@@ -875,7 +920,8 @@ fn writer(table: &CatalogTable, column: usize, options: Option<&TableConfig>) ->
     let column = &table.columns[column];
     let decimal = options.and_then(|options| options.decimal.get(&column.name).copied());
     let zone = options.and_then(|options| options.zone.as_deref()).filter(|_| takes_zone(&column.ty));
-    Writer::of(&column.ty, column.modifier, decimal, zone).map_err(|said| format!("`{}.{}`: {said}", table.full_name(), column.name))
+    Writer::of(&column.ty, column.modifier, decimal, zone)
+        .map_err(|said| format!("`{}.{}`: {said}", table.full_name(), column.name))
 }
 
 /// More digits than any number has that `real` and `double precision` can tell apart.
@@ -962,7 +1008,11 @@ fn side(text: &str, ty: &Type, modifier: i32) -> Result<Side, String> {
     if let TypeKind::Enum(labels) = ty.kind() {
         return match labels.iter().any(|label| label == text) {
             true => exactly(text),
-            false => Err(format!("the type `{}` has no label `{text}`; {}", ty.name(), close(text, labels, "its labels are"))),
+            false => Err(format!(
+                "the type `{}` has no label `{text}`; {}",
+                ty.name(),
+                close(text, labels, "its labels are")
+            )),
         };
     }
     let unfit = |example: &str| Err(format!("`{text}` is no value of {}; write one such as `{example}`", sql_type(ty)));
@@ -993,8 +1043,13 @@ fn side(text: &str, ty: &Type, modifier: i32) -> Result<Side, String> {
             Ok(date) => Ok(Side::Text(date.to_string())),
             Err(_) => unfit("2024-12-31"),
         },
-        Type::NUMERIC if modifier >= 4 => fixed(text, ((modifier - 4) & 0x7ff) as usize).map_or_else(|| unfit("12.50"), |text| Ok(Side::Text(text))),
-        _ => Err(format!("a value of {} has no one text to compare with; write `changed`, and compare in `if`", sql_type(ty))),
+        Type::NUMERIC if modifier >= 4 => {
+            fixed(text, ((modifier - 4) & 0x7ff) as usize).map_or_else(|| unfit("12.50"), |text| Ok(Side::Text(text)))
+        }
+        _ => Err(format!(
+            "a value of {} has no one text to compare with; write `changed`, and compare in `if`",
+            sql_type(ty)
+        )),
     }
 }
 

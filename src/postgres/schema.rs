@@ -38,7 +38,12 @@ impl Control {
                 break;
             }
             self.complete(&next, &mut tables).await?;
-            let leads_to = |foreign: &ForeignKey| tables.iter().find(|(_, table)| (&table.schema, &table.name) == (&foreign.to.0, &foreign.to.1)).map(|(oid, _)| *oid);
+            let leads_to = |foreign: &ForeignKey| {
+                tables
+                    .iter()
+                    .find(|(_, table)| (&table.schema, &table.name) == (&foreign.to.0, &foreign.to.1))
+                    .map(|(oid, _)| *oid)
+            };
             next = next.iter().flat_map(|oid| &tables[oid].foreign_keys).filter_map(leads_to).collect();
         }
         Ok(Catalog { tables: tables.into_values().collect() })

@@ -103,12 +103,27 @@ pub(crate) fn ticketmonster() -> Catalog {
     let venue = table(
         "venue",
         1,
-        &["id bigint", "name text!", "street text", "city text", "country text", "description text", "capacity integer!"],
+        &[
+            "id bigint",
+            "name text!",
+            "street text",
+            "city text",
+            "country text",
+            "description text",
+            "capacity integer!",
+        ],
     );
     let section = table(
         "section",
         1,
-        &["id bigint", "venue_id bigint!", "name text!", "description text!", "numberofrows integer!", "rowcapacity integer!"],
+        &[
+            "id bigint",
+            "venue_id bigint!",
+            "name text!",
+            "description text!",
+            "numberofrows integer!",
+            "rowcapacity integer!",
+        ],
     );
     let appearance = table("appearance", 1, &["id bigint", "event_id bigint!", "venue_id bigint!"]);
     let performance = table("performance", 1, &["id bigint", "show_id bigint!", "date timestamp!"]);
@@ -162,10 +177,11 @@ pub(crate) fn ticketmonster() -> Catalog {
                 .unique(&["section_id", "show_id", "ticketcategory_id"]),
             sectionallocation.foreign("performance_id", "performance", "id").foreign("section_id", "section", "id"),
             booking.foreign("performance_id", "performance", "id"),
-            ticket
-                .foreign("tickets_id", "booking", "id")
-                .foreign("section_id", "section", "id")
-                .foreign("ticketcategory_id", "ticketcategory", "id"),
+            ticket.foreign("tickets_id", "booking", "id").foreign("section_id", "section", "id").foreign(
+                "ticketcategory_id",
+                "ticketcategory",
+                "id",
+            ),
         ],
     }
 }
