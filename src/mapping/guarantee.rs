@@ -530,3 +530,6 @@ fn in_a_word(occasion: Occasion) -> &'static str {
         Occasion::Deleted => "deleted",
     }
 }
+
+#[cfg(test)]
+mod tests;

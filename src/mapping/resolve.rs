@@ -159,19 +159,17 @@ impl<'a> Resolver<'a> {
                 self.refuse(at, format!("`{}` is in `tables` twice", table.full_name()));
                 continue;
             }
-            if let Some(called) = &options.name {
-                let twin = seen.iter().find(|(_, other)| *other == called).map(|(other, _)| other.full_name());
-                let at = within(&at, "name");
-                if let Some(twin) = twin {
-                    self.refuse(
-                        at,
-                        format!("`{called}` is what `{twin}` is called; each table needs a name of its own"),
-                    );
-                } else if called.is_empty() || called.contains(['.', '/']) {
-                    self.refuse(at, format!("`{called}` is no name for paths; write a word"));
-                }
+            let called = options.name.as_deref().unwrap_or(&table.name);
+            let named = if options.name.is_some() { within(&at, "name") } else { at.clone() };
+            if let Some(twin) = seen.iter().find(|(_, other)| *other == called).map(|(other, _)| other.full_name()) {
+                self.refuse(
+                    named,
+                    format!("`{called}` is what `{twin}` is called; each table needs a name of its own"),
+                );
+            } else if called.is_empty() || called.contains(['.', '/']) {
+                self.refuse(named, format!("`{called}` is no name for paths; write a word"));
             }
-            seen.push((table, options.name.as_deref().unwrap_or(&table.name)));
+            seen.push((table, called));
             self.column_options(table, options, &at);
         }
     }

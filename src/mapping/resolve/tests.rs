@@ -90,3 +90,298 @@ events:
         ("tm.tax_rate", &[1, 2][..])
     );
 }
+
+/// A mapping with one place changed -> the places and words of what is wrong.
+#[track_caller]
+fn refuses(from: &str, to: &str, at: &str, said: &str) {
+    refuses_of(&ticketmonster(), BOOKING, from, to, at, said);
+}
+
+#[track_caller]
+fn refuses_of(catalog: &Catalog, text: &str, from: &str, to: &str, at: &str, said: &str) {
+    assert!(text.contains(from), "{from}");
+    let misfits = resolve(&config(&text.replacen(from, to, 1)), catalog).map(|_| ()).expect_err(to);
+    let found: Vec<_> = misfits.iter().map(|misfit| (misfit.path.join("."), misfit.said.as_str())).collect();
+    assert_eq!(found, [(at.to_owned(), said)]);
+}
+
+#[test]
+fn a_mistake_answers_with_its_keys_and_the_nearest_right_name() {
+    let data = |field: &str| format!("events.BookingCreated.data.{field}");
+    let d = data("email");
+    for (from, to, at, said) in [
+        (
+            "root: booking",
+            "root: bookings",
+            "aggregates.Booking.root",
+            "there is no table `public.bookings`; did you mean `booking`?",
+        ),
+        (
+            "root: booking",
+            "root: app.booking",
+            "aggregates.Booking.root",
+            "there is no table `app.booking`; did you mean `public.booking`?",
+        ),
+        (
+            "contactemail",
+            "contactmail",
+            &d,
+            "`public.booking` has no column `contactmail`; did you mean `contactemail`?",
+        ),
+        (
+            "contactemail",
+            "performence.date",
+            &d,
+            "`performence` leads nowhere from `public.booking`; did you mean `performance`?",
+        ),
+        (
+            "contactemail",
+            "performance.show.evnt.name",
+            &d,
+            "`evnt` leads nowhere from `public.appearance`; did you mean `event`?",
+        ),
+        (
+            "contactemail",
+            "performance",
+            &d,
+            "`performance` leads from `public.booking` to another table; write `performance.` and a column of it",
+        ),
+        (
+            "contactemail",
+            "createdon.year",
+            &d,
+            "`createdon` is a column of `public.booking` without a foreign key: nothing can be looked up behind it",
+        ),
+        ("contactemail", "tickets", &d, "`tickets` is a collection; write `{ each: tickets, data: { ... } }`"),
+        (
+            "tickets_id }",
+            "ticket_id }",
+            "aggregates.Booking.children.tickets",
+            "`public.ticket` has no column `ticket_id`; did you mean `tickets_id`?",
+        ),
+        (
+            "ticket.tickets_id",
+            "ticket.section_id",
+            "aggregates.Booking.children.tickets",
+            "`public.ticket.section_id` is no foreign key to `public.booking`, the aggregate's root; did you mean `ticket.tickets_id`?",
+        ),
+        (
+            "tickets: ticket",
+            "createdon: ticket",
+            "aggregates.Booking.children.createdon",
+            "`createdon` is a column of `public.booking` too; give the collection another name",
+        ),
+        (
+            "each: tickets",
+            "each: ticket",
+            &data("tickets.each"),
+            "`Booking` has no collection `ticket`; did you mean `tickets`?",
+        ),
+        (
+            "of: Booking",
+            "of: Bookings",
+            "events.BookingCreated.of",
+            "there is no aggregate `Bookings`; did you mean `Booking`?",
+        ),
+        (
+            "when: created",
+            "when: create",
+            "events.BookingCreated.when.0",
+            "`when` knows no `create`; did you mean `created`?",
+        ),
+        (
+            "when: created",
+            "when: [created, tickets]",
+            "events.BookingCreated.when.1",
+            "`tickets` is a collection; write `{ tickets: added }`, or removed, changed, any",
+        ),
+        (
+            "when: created",
+            "when: { id: 1->2 }",
+            "events.BookingCreated.when.0.id",
+            "`id`: `1->2` is no transition; write `1 -> 2`, with a blank on both sides of the arrow",
+        ),
+        (
+            "when: created",
+            "when: { id: \"* -> *\" }",
+            "events.BookingCreated.when.0.id",
+            "`id`: `* -> *` is any change; write `changed`",
+        ),
+        (
+            "when: created",
+            "when: { id: 1 -> x }",
+            "events.BookingCreated.when.0.id",
+            "`id`: `x` is no value of bigint; write one such as `1`",
+        ),
+        (
+            "when: created",
+            "when: { createdn: changed }",
+            "events.BookingCreated.when.0.createdn",
+            "`public.booking` has no column or collection `createdn`; did you mean `createdon`?",
+        ),
+        (
+            "when: created",
+            "when: { tickets: add }",
+            "events.BookingCreated.when.0.tickets",
+            "`tickets` cannot be `add`; did you mean `added`?",
+        ),
+        (
+            "topic: tm.booking",
+            "topic: tm/booking",
+            "aggregates.Booking.topic",
+            "Kafka allows no `/` in a topic's name, only letters, digits, `.`, `_` and `-`",
+        ),
+        (
+            "name: show",
+            "name: booking",
+            "tables.booking",
+            "`booking` is what `public.appearance` is called; each table needs a name of its own",
+        ),
+        (
+            "America/Toronto",
+            "Amerika/Toronto",
+            "tables.booking.zone",
+            "`Amerika/Toronto` is no time zone of the IANA database; did you mean `America/Toronto`?",
+        ),
+        (
+            "price: 2",
+            "prize: 2",
+            "tables.ticket.decimal.prize",
+            "`public.ticket` has no column `prize`; did you mean `price`?",
+        ),
+        (
+            "price: 2",
+            "number: 2",
+            "tables.ticket.decimal.number",
+            "`decimal` is for `real`, `double precision` and bare `numeric`; `number` is integer",
+        ),
+        (
+            "name: show }",
+            "zone: UTC }",
+            "tables.appearance.zone",
+            "`public.appearance` has no `timestamp` without time zone, so that `zone` has no use",
+        ),
+        (
+            "    when: created",
+            "    when: created\n    compact: true\n    because: BookingCreatd via id",
+            "events.BookingCreated.because",
+            "there is no event `BookingCreatd`; did you mean `BookingCreated`?",
+        ),
+        (
+            "    when: created",
+            "    when: created\n    because: BookingCreated via contactemail",
+            "events.BookingCreated.because",
+            "`contactemail` is `text` and cannot hold the key of `public.booking`, which is bigint; name the column that holds `booking.id`",
+        ),
+        (
+            "    when: created",
+            "    when: created\n    because: BookingCreated via id",
+            "events.BookingCreated.because",
+            "events cause each other: BookingCreated because of BookingCreated; take one `because` away",
+        ),
+        (
+            "    when: created",
+            "    when: created\n    mask: { mail: drop }",
+            "events.BookingCreated.mask.mail",
+            "`data` has no field `mail`; did you mean `email`?",
+        ),
+        (
+            "    when: created",
+            "    when: created\n    mask: { performance: drop }",
+            "events.BookingCreated.mask.performance",
+            "`performance` is an object; mask its fields, such as `performance.name`",
+        ),
+    ] {
+        refuses(from, to, at, said);
+    }
+}
+
+#[test]
+fn a_state_topic_needs_a_key_that_names_one_row() {
+    let text = BOOKING.replace("    when: created\n", "    when: created\n    compact: true\n");
+    refuses_of(
+        &ticketmonster(),
+        &text,
+        "root: booking,",
+        "root: booking, key: contactemail,",
+        "events.BookingCreated.compact",
+        "`compact` keeps one record per key, and `contactemail` is not unique in `public.booking`; use its primary key, or CREATE UNIQUE INDEX ON public.booking (contactemail)",
+    );
+}
+
+#[test]
+fn versions_do_not_contradict_or_meet() {
+    let twin = BOOKING
+        .replace("events:\n", "events:\n  BookingCreated.v1: { of: Booking, when: created, data: { id: id } }\n");
+    refuses_of(
+        &ticketmonster(),
+        &twin,
+        "",
+        "",
+        "events.BookingCreated",
+        "`BookingCreated` of version 1 is there as `BookingCreated.v1` already; write `BookingCreated.v2`",
+    );
+    refuses(
+        "BookingCreated:\n",
+        "BookingCreated.v2:\n    version: 3\n",
+        "events.BookingCreated.v2.version",
+        "the name says version 2, and `version` says 3; leave one out",
+    );
+}
+
+#[test]
+fn tables_that_cannot_be_mapped_are_refused_with_what_mends_them() {
+    use crate::mapping::catalog::Kind;
+    let with = |change: &dyn Fn(&mut CatalogTable)| {
+        let mut catalog = ticketmonster();
+        change(catalog.table_mut("booking"));
+        catalog
+    };
+    let root = |catalog: Catalog, said: &str| {
+        let text = BOOKING.replace("  booking: { zone: America/Toronto }\n", "");
+        let misfits = resolve(&config(&text), &catalog).map(|_| ()).unwrap_err();
+        assert_eq!(misfits, [Misfit::at(&["aggregates", "Booking", "root"], said)]);
+    };
+    root(
+        with(&|table| table.kind = Kind::Other("a view")),
+        "`public.booking` is a view: it has no rows in the log; name the table below it",
+    );
+    root(
+        with(&|table| table.kind = Kind::Unlogged),
+        "`public.booking` is unlogged: its rows are not in the log; ALTER TABLE public.booking SET LOGGED writes them there",
+    );
+    root(
+        with(&|table| table.primary_key.clear()),
+        "`public.booking` has no primary key, which the root of an aggregate needs; ALTER TABLE public.booking ADD PRIMARY KEY (...)",
+    );
+    root(
+        with(&|table| table.identity = Identity::Nothing),
+        "`public.booking` has REPLICA IDENTITY NOTHING: the log does not say which row went; ALTER TABLE public.booking REPLICA IDENTITY DEFAULT",
+    );
+}
+
+#[test]
+fn a_hop_that_could_be_two_or_hangs_on_two_columns_is_refused() {
+    let mut catalog = ticketmonster();
+    let booking = catalog.table_mut("booking").clone();
+    *catalog.table_mut("booking") = booking.foreign("cancellationcode", "performance", "id");
+    let said = "`performance.date` could mean `performance_id -> performance.date` or `cancellationcode -> performance.date`; hop by the foreign key's column less `_id`, or give a table another `name` in `tables`";
+    refuses_of(&catalog, BOOKING, "contactemail", "performance.date", "events.BookingCreated.data.email", said);
+    let booking = ticketmonster().table("booking").unwrap().clone();
+    *catalog.table_mut("booking") = booking.foreign("contactemail,cancellationcode", "venue", "name,city");
+    let said = "the hop `venue` from `public.booking` to `public.venue` hangs on several columns, `contactemail`, `cancellationcode`; only a key of one column can be followed";
+    refuses_of(&catalog, BOOKING, "contactemail", "venue.name", "events.BookingCreated.data.email", said);
+}
+
+#[test]
+fn a_transition_is_compared_in_the_text_form_of_the_type() {
+    let (numeric, char) = (((12 << 16) | 2) + 4, 6);
+    let to = |text, ty: &Type, modifier| side(text, ty, modifier);
+    let text = |text: &str| Ok(Side::Text(text.into()));
+    assert_eq!(to("0", &Type::NUMERIC, numeric), text("0.00"));
+    assert_eq!(to("-12.5", &Type::NUMERIC, numeric), text("-12.50"));
+    assert_eq!(to("A", &Type::BPCHAR, char), text("A "));
+    assert_eq!(to("true", &Type::BOOL, -1), text("t"));
+    assert_eq!(to("null", &Type::BOOL, -1), Ok(Side::Null));
+    assert!(to("1.234", &Type::NUMERIC, numeric).is_err() && to("1", &Type::NUMERIC, -1).is_err());
+}
