@@ -168,7 +168,7 @@ fn soak(delivery: &str, lives: usize) {
     let left = end.saturating_sub(confirmed());
     let mut life = start();
     // After many lives on a slow machine much of it may be left.
-    let settled = wait::attempt(DEADLINE * lives.div_ceil(100) as u32, || {
+    let settled = wait::attempt(DEADLINE * lives.div_ceil(20) as u32, || {
         assert!(life.process().exited().is_none(), "it ended; its log:\n{}", life.log().join("\n"));
         if confirmed() >= end { Ok(()) } else { Err(life.get("/metrics").map(|(_, metrics)| metrics)) }
     });
@@ -179,7 +179,7 @@ fn soak(delivery: &str, lives: usize) {
     println!("{delivery}: at the end {left} bytes of log were left");
     assert!(life.terminate(program::START_MAX).success());
 
-    let topic_read = workload::read(kafka, &topic, DEADLINE * lives.div_ceil(100) as u32);
+    let topic_read = workload::read(kafka, &topic, DEADLINE * lives.div_ceil(20) as u32);
     let starts = lives + 2;
     let summary = workload.check(&topic_read, starts, &deaths);
     println!(
