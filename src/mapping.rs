@@ -723,10 +723,7 @@ impl<'a> Maker<'a> {
     }
 
     fn asked(&self, rule: &EventRule, giver: &'a Giver) -> Asked<'a> {
-        Asked {
-            aggregate: &self.rules.aggregates[rule.aggregate],
-            open: &giver.open[rule.aggregate],
-        }
+        Asked { aggregate: &self.rules.aggregates[rule.aggregate], open: &giver.open[rule.aggregate] }
     }
 
     /// Whether `when` and `if` hold.

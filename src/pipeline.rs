@@ -5,7 +5,10 @@
 
 use std::{io, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
 
 #[cfg(test)]
 use crate::planted::{PlantedBug, is_planted};
@@ -42,6 +45,10 @@ pub const COMMIT_GAP: Duration = Duration::from_millis(6);
 /// What a Kafka transaction adds to the gap after it for each of its events: while one is committed nothing is sent, so
 /// under load they are few and large.
 pub const COMMIT_GAP_PER_EVENT: Duration = Duration::from_micros(10);
+
+/// So many steps of a transaction are taken in one go, of which many may have no record: then whoever else waits has a turn,
+/// and Postgres its status.
+const STEPS_MAX: usize = 10_000;
 
 /// When what was sent is committed.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +140,8 @@ struct Sending {
     ticket: Ticket,
     /// How many of its steps have been taken.
     index: u64,
+    /// How many of them were published before this start: they are taken without a record.
+    published: u64,
     /// It may be too large for one Kafka transaction.
     splits: bool,
     /// Some of its records have been handed to the sink.
@@ -256,6 +265,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 () = sleep_until(gather_until.unwrap_or(status_at)), if gather_until.is_some() => self.flush()?,
                 () = sleep_until(commit_at.unwrap_or(status_at)), if commit_at.is_some() => {}
                 result = self.pipe.source.ready(), if has_room && self.sending.is_none() => result?,
+                () = yield_now(), if self.goes_on() => {}
             }
             self.pump()?;
             self.commit_if_due()?;
@@ -318,6 +328,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 () = sleep_until(deadline) => break,
                 () = sleep_until(status_at) => self.confirm().await?,
                 result = self.pipe.sink.news(&mut self.news) => self.retire(result)?,
+                () = yield_now(), if open == 0 && self.goes_on() => {}
             }
             if open == 0 {
                 self.send_on()?;
@@ -364,8 +375,12 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let ticket = self.pipe.ledger.open(commit);
         let splits = self.pipe.commits.delivery == Delivery::ExactlyOnce
             && self.pipe.outlets.steps_max(transaction.len()) > self.pipe.commits.transaction_events_max;
-        let mut sending = Sending { transaction, ticket, index: 0, splits, flushed: published > 0, held };
-        match self.walk_to(&mut sending, published) {
+        // Without progress nothing is read.
+        let epoch = self.progress.as_ref().map_or(1, |progress| progress.epoch);
+        let epoch = progress::epoch_of(epoch, &self.pipe.found, commit.lsn);
+        let leaves = self.pipe.outlets.begin(&transaction, epoch);
+        let sending = Sending { transaction, ticket, index: 0, published, splits, flushed: published > 0, held };
+        match leaves {
             Ok(Leaves::Yes) => {
                 self.sending = Some(sending);
                 self.encode()
@@ -375,28 +390,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 self.close(sending);
                 Ok(())
             }
-            Err(error) => Err(self.failed(sending, error)),
+            Err(error) => Err(self.failed(sending, error.into())),
         }
-    }
-
-    /// Begins a transaction, and walks over those of its steps that are published.
-    fn walk_to(&mut self, sending: &mut Sending, published: u64) -> Result<Leaves, StepError> {
-        let Pipeline { outlets, found, .. } = &mut *self.pipe;
-        // Without progress nothing is read.
-        let epoch = self.progress.as_ref().map_or(1, |progress| progress.epoch);
-        let epoch = progress::epoch_of(epoch, found, sending.transaction.commit.lsn);
-        if outlets.begin(&sending.transaction, epoch)? == Leaves::Ignored {
-            return Ok(Leaves::Ignored);
-        }
-        while sending.index < published {
-            let step = Step { index: sending.index, now: 0, ticket: sending.ticket, out: None };
-            if outlets.step(&mut sending.transaction, step)?.is_none() {
-                break;
-            }
-            sending.index += 1;
-        }
-        sending.index = published;
-        Ok(Leaves::Yes)
     }
 
     /// Everything of a transaction has been sent.
@@ -435,9 +430,14 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let now = (self.pipe.clock)();
         let commit = sending.transaction.commit;
         let splits = sending.splits;
-        while self.has_room() && !(splits && self.uncommitted.events >= self.pipe.commits.transaction_events_max) {
+        for _ in 0..STEPS_MAX {
+            if !self.has_room() || splits && self.uncommitted.events >= self.pipe.commits.transaction_events_max {
+                break;
+            }
             let first = self.batch.records.len();
-            let step = Step { index: sending.index, now, ticket: sending.ticket, out: Some(&mut self.batch) };
+            let is_news = sending.index >= sending.published;
+            let out = is_news.then_some(&mut self.batch);
+            let step = Step { index: sending.index, now, ticket: sending.ticket, out };
             let told = match self.pipe.outlets.step(&mut sending.transaction, step) {
                 Ok(Some(told)) => told,
                 Ok(None) => {
@@ -446,8 +446,14 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 }
                 Err(error) => return Err(self.failed(sending, error)),
             };
-            count(self.pipe.metrics, &told);
             sending.index += 1;
+            if !is_news {
+                continue;
+            }
+            count(self.pipe.metrics, &told);
+            if self.batch.records.len() == first {
+                continue;
+            }
             if splits {
                 self.batch.mark_from(first);
             }
@@ -490,6 +496,13 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.uncommitted.since.get_or_insert_with(Instant::now);
         self.pipe.metrics.records.inc_by(batch.records.len() as u64);
         self.pipe.sink.send(batch).map_err(|error| self.named(error))
+    }
+
+    /// The transaction that is being sent waits for nothing.
+    fn goes_on(&self) -> bool {
+        let max = self.pipe.commits.transaction_events_max;
+        let goes_on = |sending: &Sending| !sending.held && !(sending.splits && self.uncommitted.events >= max);
+        self.has_room() && self.sending.as_ref().is_some_and(goes_on)
     }
 
     /// Some records of the transaction that is being sent have left.
@@ -560,7 +573,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 if self.uncommitted.events < commits.transaction_events_max {
                     return Ok(());
                 }
-                Some(Partial { commit: sending.transaction.commit.lsn, index: sending.index })
+                let index = sending.index.max(sending.published);
+                Some(Partial { commit: sending.transaction.commit.lsn, index })
             }
             // Within a transaction nothing can be committed but what holds all of it.
             Some(sending)
@@ -717,7 +731,10 @@ mod tests {
     use std::{collections::VecDeque, future::pending};
 
     use super::*;
-    use crate::{config::ChangesConfig, progress::Origin};
+    use crate::{config::Config, progress::Origin};
+
+    const CONFIG: &str = "name: s\nsource: { postgres: postgres://u@h/d }\nsink: { kafka: { brokers: \"k:1\" } }\n\
+                          changes: { tables: [public.*] }";
 
     /// A database in which only others write: it tells how far its log is, and hears how far we are.
     #[derive(Default)]
@@ -798,7 +815,7 @@ mod tests {
         let mut pipeline = Pipeline {
             source: Quiet { positions: positions.iter().map(|at| Lsn(*at)).collect(), heard: Vec::new() },
             sink: Prompt { before, written: Vec::new(), committed: false },
-            encoder: Encoder::new("s", "d", &ChangesConfig::default()).unwrap(),
+            outlets: Outlets::new(&Config::parse(CONFIG, "c", &|_| None).unwrap(), "d").unwrap(),
             ledger: Ledger::new(confirmed),
             found: Found { origin, history: Vec::new(), confirmed, end_of_log: Lsn(900), fingerprint: String::new() },
             commits: Commits {

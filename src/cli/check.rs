@@ -9,7 +9,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     causes::told,
-    config::{Config, Delivery, KafkaConfig, Misfit},
+    config::{Config, Delivery, EventConfig, KafkaConfig, Misfit},
     exit::Exit,
     finding::{Finding, Level},
     kafka::{
@@ -129,8 +129,9 @@ fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>
     };
     let outlets = Outlets::new(config, "").map_err(|error| misfit(&error))?;
     let mut topics = outlets.topics(tables).map_err(|error| misfit(&error))?;
-    let aggregates = config.events.iter().filter_map(|(_, event)| config.aggregates.get(&event.of));
-    let named = config.messages.iter().map(|messages| &messages.topic).chain(aggregates.map(|of| &of.topic));
+    let topic_of = |event: &EventConfig| config.aggregates.get(&event.of)?.topic.as_ref();
+    let of_events = config.events.iter().filter_map(|(_, event)| topic_of(event));
+    let named = config.messages.iter().map(|messages| &messages.topic).chain(of_events);
     for topic in named {
         if !topics.contains(topic) {
             topics.push(topic.clone());

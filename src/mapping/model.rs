@@ -15,13 +15,13 @@ use postgres_types::Type;
 use super::{
     Mapping,
     rules::{
-        Aggregate, Because, ChildChange, Collection, EventRule, Field, MappedColumn, MappedTable, Role, Rules, Side, Test,
-        Transition, Trigger,
+        Aggregate, Because, ChildChange, Collection, EventRule, Field, MappedColumn, MappedTable, Role, Rules, Side,
+        Test, Transition, Trigger,
     },
     value::Writer,
 };
 use crate::{
-    change::{Change, Column, Commit, Identity, Old, Op, Row, Table},
+    change::{Asked, Change, Column, Commit, Identity, Old, Op, Row, Table},
     config::{Truncate, Unmapped},
     lsn::Lsn,
     sink::Topic,
@@ -93,11 +93,40 @@ struct Told {
 }
 
 const CONSTRUCTS: &[&str] = &[
-    "created", "deleted", "root changed", "root key changed", "child added", "child removed", "child changed", "child moved",
-    "child followed its root", "child key changed", "null link", "delete and insert", "insert and delete", "key swap",
-    "key reused", "no-op", "unchanged toast", "toast filled", "full identity", "default identity", "index identity", "on disk",
-    "composite key", "text key", "uuid key", "link in key", "record key changed", "tombstone", "tombstone left out", "cause",
-    "cause by old key", "children listed", "permuted", "no event",
+    "created",
+    "deleted",
+    "root changed",
+    "root key changed",
+    "child added",
+    "child removed",
+    "child changed",
+    "child moved",
+    "child followed its root",
+    "child key changed",
+    "null link",
+    "delete and insert",
+    "insert and delete",
+    "key swap",
+    "key reused",
+    "no-op",
+    "unchanged toast",
+    "toast filled",
+    "full identity",
+    "default identity",
+    "index identity",
+    "on disk",
+    "composite key",
+    "text key",
+    "uuid key",
+    "link in key",
+    "record key changed",
+    "tombstone",
+    "tombstone left out",
+    "cause",
+    "cause by old key",
+    "children listed",
+    "permuted",
+    "no event",
 ];
 
 fn int(n: i64) -> Value {
@@ -194,6 +223,7 @@ impl World {
             name: if self.rng.u8(..4) == 0 { format!("{name}_p1") } else { name.clone() },
             ancestors: vec![("public".into(), name.clone())],
             identity: kind,
+            asked: Asked { mapping: true, ..Asked::NOBODY },
             columns: order
                 .iter()
                 .map(|&at| Column {
@@ -218,7 +248,8 @@ impl World {
         let mut aggregates = Vec::new();
         let mut events = Vec::new();
         for (index, family) in self.families.clone().iter().enumerate() {
-            let topic = Arc::new(Topic { name: format!("topic{index}"), table: self.schemas[family.root].name.clone() });
+            let topic =
+                Arc::new(Topic { name: format!("topic{index}"), table: self.schemas[family.root].name.clone() });
             tables[family.root].roles.push(Role::Root { aggregate: index });
             for (collection, (table, _)) in family.children.iter().enumerate() {
                 tables[*table].roles.push(Role::Child { aggregate: index, collection });
@@ -237,9 +268,14 @@ impl World {
             for _ in 0..self.rng.usize(1..=4) {
                 let name = format!("E{}", events.len());
                 let (when, data, compact) = self.rule(family);
-                let via = self.refs.get(&family.root).copied().filter(|_| when_knows_old_of_gone(&when, &self.schemas[family.root]));
+                let via = self
+                    .refs
+                    .get(&family.root)
+                    .copied()
+                    .filter(|_| when_knows_old_of_gone(&when, &self.schemas[family.root]));
                 let causes = events.iter().position(|event: &EventRule| event.aggregate == 0);
-                let because = causes.zip(via).filter(|_| index > 0 && self.rng.bool()).map(|(event, via)| Because { event, via });
+                let because =
+                    causes.zip(via).filter(|_| index > 0 && self.rng.bool()).map(|(event, via)| Because { event, via });
                 events.push(EventRule {
                     ce_type: format!("com.acme.{name}.v1"),
                     name,
@@ -274,7 +310,8 @@ impl World {
         };
         let each = |full: bool| {
             let lists = family.children.iter().enumerate().map(|(at, (table, _))| {
-                let mut data = vec![("id".to_owned(), field(0, false)), ("v".into(), field(self.column(*table, "v"), false))];
+                let mut data =
+                    vec![("id".to_owned(), field(0, false)), ("v".into(), field(self.column(*table, "v"), false))];
                 if full && self.schemas[*table].kind == Identity::Full {
                     data.push(("t".into(), field(self.column(*table, "t"), false)));
                 }
@@ -366,7 +403,8 @@ impl World {
 
     /// A key that no row has.
     fn free_key(&mut self, table: usize) -> Option<Key> {
-        let types: Vec<Type> = self.schemas[table].columns[..self.schemas[table].key_len].iter().map(|c| c.1.clone()).collect();
+        let types: Vec<Type> =
+            self.schemas[table].columns[..self.schemas[table].key_len].iter().map(|c| c.1.clone()).collect();
         (0..20).find_map(|_| {
             let key: Key = types.iter().map(|ty| self.key_value(ty)).collect();
             self.find(table, &key).is_none().then_some(key)
@@ -403,7 +441,8 @@ impl World {
         for (at, value) in key.into_iter().enumerate() {
             row[at] = Some(value);
         }
-        let (a, b, k, t) = (self.column(table, "a"), self.column(table, "b"), self.column(table, "k"), self.column(table, "t"));
+        let (a, b, k, t) =
+            (self.column(table, "a"), self.column(table, "b"), self.column(table, "k"), self.column(table, "t"));
         row[a] = int(self.rng.i64(..3));
         row[b] = if self.rng.bool() { None } else { Some("b".into()) };
         row[k] = Some(self.free_k(table));
@@ -435,7 +474,8 @@ impl World {
 
     /// Children, and rows that refer to a root: table, column, id.
     fn dependents(&self, root: usize, key: &Value) -> Vec<(usize, usize, u64)> {
-        let links = self.families.iter().filter(|family| family.root == root).flat_map(|family| family.children.clone());
+        let links =
+            self.families.iter().filter(|family| family.root == root).flat_map(|family| family.children.clone());
         let refs = self.refs.iter().map(|(&table, &via)| (table, via)).filter(|_| root == self.families[0].root);
         let rows = links.chain(refs).flat_map(|(table, column)| {
             let rows = self.state.tables[table].iter().filter(move |(_, row)| row[column] == *key);
@@ -460,7 +500,8 @@ impl World {
                         }
                     }
                     1 => {
-                        let others: Vec<Value> = self.state.tables[table].values().map(|row| row[0].clone()).filter(|k| *k != key).collect();
+                        let others: Vec<Value> =
+                            self.state.tables[table].values().map(|row| row[0].clone()).filter(|k| *k != key).collect();
                         let other = others.get(self.rng.usize(..others.len().max(1))).cloned();
                         row[link] = other.flatten();
                         if is_key && (row[link].is_none() || self.find(child, &self.key(child, &row)).is_some()) {
@@ -605,7 +646,9 @@ impl World {
                 }
             }
             _ => {
-                let Some(&(child, link)) = family.children.get(self.rng.usize(..family.children.len().max(1))) else { return };
+                let Some(&(child, link)) = family.children.get(self.rng.usize(..family.children.len().max(1))) else {
+                    return;
+                };
                 self.child_statement(root, child, link, log);
             }
         }
@@ -622,7 +665,9 @@ impl World {
         row[v] = int(self.rng.i64(..3));
         row[t] = self.text();
         *row.last_mut().unwrap() = int(0);
-        if link < self.schemas[child].key_len && (row[link].is_none() || self.find(child, &self.key(child, &row)).is_some()) {
+        if link < self.schemas[child].key_len
+            && (row[link].is_none() || self.find(child, &self.key(child, &row)).is_some())
+        {
             return;
         }
         self.insert(child, row, log);
@@ -677,7 +722,8 @@ impl World {
 
 /// Whether a rule with `because` needs only what the log has: the via column of a root that is gone or changed.
 fn when_knows_old_of_gone(when: &[Trigger], schema: &Schema) -> bool {
-    schema.kind == Identity::Full && !matches!(when[..], [Trigger::All(ref tests)] if matches!(tests[0], Test::Children(..)))
+    schema.kind == Identity::Full
+        && !matches!(when[..], [Trigger::All(ref tests)] if matches!(tests[0], Test::Children(..)))
         && when != [Trigger::Any]
         || when == [Trigger::Created]
 }
@@ -900,7 +946,9 @@ impl<'a> Compared<'a> {
     fn json(&self, table: usize, column: usize, value: &Value) -> String {
         match value {
             None => "null".into(),
-            Some(text) if matches!(self.world.schemas[table].columns[column].1, Type::INT4 | Type::INT8) => text.clone(),
+            Some(text) if matches!(self.world.schemas[table].columns[column].1, Type::INT4 | Type::INT8) => {
+                text.clone()
+            }
             Some(text) => serde_json::to_string(text).unwrap(),
         }
     }
@@ -932,7 +980,14 @@ impl<'a> Compared<'a> {
         }
     }
 
-    fn data(&self, family: &Family, table: usize, fields: &[(String, Field)], pair: Pair<'a>, root: Pair<'a>) -> String {
+    fn data(
+        &self,
+        family: &Family,
+        table: usize,
+        fields: &[(String, Field)],
+        pair: Pair<'a>,
+        root: Pair<'a>,
+    ) -> String {
         let fields = fields.iter().map(|(name, field)| {
             let value = match field {
                 Field::Column { column, old, .. } => {
@@ -943,7 +998,10 @@ impl<'a> Compared<'a> {
                 Field::Each { collection, data } => {
                     let child = family.children[*collection].0;
                     let gone = root.after.is_none();
-                    let kin = self.kin(family, *collection, root).into_iter().filter(|kin| if gone { kin.was } else { kin.is });
+                    let kin = self
+                        .kin(family, *collection, root)
+                        .into_iter()
+                        .filter(|kin| if gone { kin.was } else { kin.is });
                     let each = kin.map(|kin| {
                         let pair = if gone { Pair { before: kin.pair.before, after: None } } else { kin.pair };
                         self.data(family, child, data, pair, root)
@@ -994,8 +1052,15 @@ impl<'a> Compared<'a> {
                 if let Some(lost) = has_lost.filter(|_| rule.compact) {
                     let is_held = self.after.tables[table].values().any(|row| self.record_key(family, row) == *lost);
                     if !is_held {
-                        let tombstone =
-                            Told { rule: index, index: all.len() as u64, key: lost.clone(), previous: None, row, data: None, cause: None };
+                        let tombstone = Told {
+                            rule: index,
+                            index: all.len() as u64,
+                            key: lost.clone(),
+                            previous: None,
+                            row,
+                            data: None,
+                            cause: None,
+                        };
                         all.push(tombstone);
                     }
                 }
@@ -1059,7 +1124,10 @@ impl World {
                     see(both.is_some() && root.differs(None), "root changed");
                     let moved = both.is_some_and(|(before, after)| before[0] != after[0]);
                     see(moved, "root key changed");
-                    see(both.is_some_and(|(b, a)| compared.record_key(family, b) != compared.record_key(family, a)), "record key changed");
+                    see(
+                        both.is_some_and(|(b, a)| compared.record_key(family, b) != compared.record_key(family, a)),
+                        "record key changed",
+                    );
                     see(root.differs(None) && self.schemas[family.root].key_len > 1, "composite key");
                     see(root.differs(None) && self.schemas[family.root].columns[0].1 == Type::TEXT, "text key");
                     see(root.differs(None) && self.schemas[family.root].columns[0].1 == Type::UUID, "uuid key");
@@ -1068,11 +1136,19 @@ impl World {
                             let there = kin.pair.before.is_some() && kin.pair.after.is_some();
                             see(kin.is && !kin.was, "child added");
                             see(kin.was && !kin.is, "child removed");
-                            see(kin.was && !kin.is && there && kin.pair.after.unwrap()[kin.link].is_some(), "child moved");
+                            see(
+                                kin.was && !kin.is && there && kin.pair.after.unwrap()[kin.link].is_some(),
+                                "child moved",
+                            );
                             see(kin.was && kin.is && kin.pair.differs(Some(kin.link)), "child changed");
                             see(kin.was && kin.is && moved, "child followed its root");
                             let table = family.children[collection].0;
-                            see(there && self.key(table, kin.pair.before.unwrap()) != self.key(table, kin.pair.after.unwrap()), "child key changed");
+                            see(
+                                there
+                                    && self.key(table, kin.pair.before.unwrap())
+                                        != self.key(table, kin.pair.after.unwrap()),
+                                "child key changed",
+                            );
                             see(kin.is && kin.link < self.schemas[table].key_len, "link in key");
                         }
                     }
@@ -1093,12 +1169,15 @@ impl World {
                 }
             }
         }
-        let keys: BTreeSet<(usize, &String)> = told.iter().filter(|event| event.data.is_some()).map(|e| (e.rule, &e.key)).collect();
+        let keys: BTreeSet<(usize, &String)> =
+            told.iter().filter(|event| event.data.is_some()).map(|e| (e.rule, &e.key)).collect();
         for event in told {
             let rule = &rules.events[event.rule];
             match &event.data {
                 None => seen.push("tombstone"),
-                Some(_) if event.previous.as_ref().is_some_and(|old| rule.compact && keys.contains(&(event.rule, old))) => {
+                Some(_)
+                    if event.previous.as_ref().is_some_and(|old| rule.compact && keys.contains(&(event.rule, old))) =>
+                {
                     seen.push("tombstone left out");
                 }
                 Some(data) if data.contains("\"c0\":[{") => seen.push("children listed"),
