@@ -45,6 +45,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let committed = consumer(brokers, "read_committed")?;
         let metadata = committed.fetch_metadata(Some(name), ANSWER_MAX)?;
         let partitions = metadata.topics()[0].partitions().len();
+        if partitions == 0 {
+            return Err(format!("there is no topic {name}").into());
+        }
         topics.push(Topic { name: name.clone(), committed, next: vec![0; partitions] });
     }
     let mut events = Events::new();
@@ -71,7 +74,8 @@ fn consumer(brokers: &str, isolation: &str) -> Result<BaseConsumer, KafkaError> 
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("isolation.level", isolation).set("group.id", "in_commit_order");
     config.set("auto.offset.reset", "earliest").set("enable.auto.commit", "false");
-    config.set("enable.partition.eof", "true").create()
+    // The end of a partition is told by a fetch that has waited in vain.
+    config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10").create()
 }
 
 /// Reads every partition to the end that it has when this begins, or further; false when there was nothing new.
