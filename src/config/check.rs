@@ -171,19 +171,23 @@ fn bad_template(template: &str) -> Option<String> {
         rest = after;
     }
     literal.push_str(rest);
-    if template.is_empty() {
-        bad_topic("")
-    } else if literal.is_empty() {
-        None
-    } else {
-        bad_topic(&literal)
-    }
+    // Between placeholders `.` and `..` stand well.
+    if template == literal { bad_topic(template) } else { illegal(&literal) }
 }
 
 /// Why Kafka would not have a topic of this name.
 pub(crate) fn bad_topic(name: &str) -> Option<String> {
-    if name.is_empty() || [".", ".."].contains(&name) || name.len() > TOPIC_LEN_MAX {
-        return Some("it does not make a topic's name, which has 1 to 249 letters, digits, `.`, `_` and `-`".into());
+    if name.is_empty() || [".", ".."].contains(&name) {
+        return Some(NO_TOPIC.into());
+    }
+    illegal(name)
+}
+
+const NO_TOPIC: &str = "it does not make a topic's name, which has 1 to 249 letters, digits, `.`, `_` and `-`";
+
+fn illegal(name: &str) -> Option<String> {
+    if name.len() > TOPIC_LEN_MAX {
+        return Some(NO_TOPIC.into());
     }
     let illegal = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c));
     illegal.map(|c| format!("Kafka allows no `{c}` in a topic's name, only letters, digits, `.`, `_` and `-`"))

@@ -10,7 +10,6 @@ mod licenses;
 mod pipe;
 mod bad_input;
 mod situations;
-mod mapping_check;
 mod connections;
 mod logins;
 mod rotation;
