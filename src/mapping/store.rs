@@ -200,7 +200,8 @@ impl Store {
                             continue;
                         }
                         let before = Some(Cells { bytes: value.value() });
-                        if let Err(error) = refer(pass, Visited { table, number, before, after: None }, &mut references) {
+                        if let Err(error) = refer(pass, Visited { table, number, before, after: None }, &mut references)
+                        {
                             return Ok(Err(error));
                         }
                         number += 1;
@@ -466,7 +467,8 @@ impl Pairs {
     }
 
     fn first_from(&self, key: &[u8]) -> usize {
-        self.places[..self.sorted].partition_point(|&(start, len, _)| &self.bytes[start as usize..][..len as usize] < key)
+        self.places[..self.sorted]
+            .partition_point(|&(start, len, _)| &self.bytes[start as usize..][..len as usize] < key)
     }
 
     fn get(&self, key: &[u8], value: &mut Vec<u8>) -> bool {
