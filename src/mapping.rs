@@ -37,8 +37,6 @@ mod store;
 pub mod aggregate;
 mod trigger;
 pub mod payload;
-#[cfg(test)]
-mod model;
 
 /// An aggregate's rows are held in memory while its events are made, at least so many bytes of them. What Kafka takes in one record
 /// is less.
@@ -842,11 +840,16 @@ impl<'a> Maker<'a> {
             let named = other.root.and_then(|root| if is_gone { root.before } else { root.after.or(root.before) });
             let is_it =
                 named.map_or(other.root_key, |row| row.key(1).ok().and_then(|_| text_of(row.get(0)))) == Some(text);
-            let is_told = !(cause.compact && other.root.is_some_and(|root| root.after.is_none()));
-            if is_it && is_told && self.fires(cause, &other, giver)? {
-                self.row(cause, &other, cause_row)?;
-                return Ok(Some(because.event));
+            if !is_it {
+                continue;
             }
+            // Whatever else had the key is another row. A tombstone has no id.
+            let is_tombstone = cause.compact && other.root.is_some_and(|root| root.after.is_none());
+            if is_tombstone || !self.fires(cause, &other, giver)? {
+                return Ok(None);
+            }
+            self.row(cause, &other, cause_row)?;
+            return Ok(Some(because.event));
         }
         Ok(None)
     }
@@ -884,3 +887,6 @@ fn text_of(cell: Cell<'_>) -> Option<&[u8]> {
 fn full_name(rule: &EventRule) -> String {
     format!("{}.v{}", rule.name, rule.version)
 }
+
+#[cfg(test)]
+mod tests;

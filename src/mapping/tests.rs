@@ -1395,7 +1395,7 @@ fn truncate_stops_or_forgets() {
     assert_eq!(mapping.counts().rows - mapping.counts().no_ops, mapping.counts().rows);
 }
 
-/// `cargo test --release --lib mapping::model::what_it_takes -- --ignored --nocapture`
+/// `cargo test --release --lib mapping::tests::what_it_takes -- --ignored --nocapture`
 #[test]
 #[ignore = "measures"]
 fn what_it_takes() {
@@ -1439,7 +1439,13 @@ fn what_it_takes() {
         for n in 0..total {
             new[0] = int(n * step % total);
             let new = encoded(&world, &new);
-            mapping.take(&Change { table: &shape, lsn: Lsn(1), op: Op::Insert { new: Row { bytes: &new, columns: width } } }).unwrap();
+            mapping
+                .take(&Change {
+                    table: &shape,
+                    lsn: Lsn(1),
+                    op: Op::Insert { new: Row { bytes: &new, columns: width } },
+                })
+                .unwrap();
         }
         let taken = started.elapsed();
         let mut events = 0;
