@@ -101,7 +101,7 @@ pub enum MapError {
     },
     /// A mapped column has another type.
     #[error(
-        "read a row of {table} at {lsn}: column {column}, which {needed_by} needs, is of type {found} and was {expected} at the \
+        "read a row of {table} at {lsn}: column {column}, which {needed_by} needs, is of type {change} at the \
          start; the event would say it in another way. Run `offshoot check`, then start again if the new form is what you want"
     )]
     Retyped {
@@ -113,10 +113,8 @@ pub enum MapError {
         column: String,
         /// The event's field, or what else names it in the config.
         needed_by: String,
-        /// The type that it has.
-        found: String,
-        /// The type that it had when the mapping was made.
-        expected: String,
+        /// The type that it has, and the one that it had when the mapping was made: `text and was int4`.
+        change: String,
     },
     /// The primary key is another.
     #[error(
@@ -206,7 +204,7 @@ pub enum MapError {
         /// Name and version.
         event: String,
         /// What is the matter, and how to mend it.
-        missing: Missing,
+        missing: Box<Missing>,
     },
     /// `if` cannot be answered.
     #[error("answer `if` of {event} in the transaction that commits at {commit}: {reason}")]
@@ -378,6 +376,8 @@ impl Mapping {
     }
 
     /// The next event in order, once all changes are taken; None when there is no more.
+    // What it gives is borrowed from it, which no `Iterator` can.
+    #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event<'_>>, MapError> {
         if self.giver.is_none() {
             self.settle()?;
@@ -548,8 +548,11 @@ fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Vec<(usize, Project
                     table: name(),
                     column: column.name.clone(),
                     needed_by: column.needed_by.clone(),
-                    found: found.map_or_else(String::new, |found| found.ty.name().into()),
-                    expected: column.ty.name().into(),
+                    change: format!(
+                        "{} and was {}",
+                        found.map_or("unknown", |found| found.ty.name()),
+                        column.ty.name()
+                    ),
                 }
             }
             Misshapen::OtherKey => {
@@ -855,7 +858,11 @@ impl<'a> Maker<'a> {
     }
 
     fn event<T>(&self, rule: &EventRule, made: Result<T, Missing>) -> Result<T, MapError> {
-        made.map_err(|missing| MapError::Event { commit: self.commit, event: full_name(rule), missing })
+        made.map_err(|missing| MapError::Event {
+            commit: self.commit,
+            event: full_name(rule),
+            missing: Box::new(missing),
+        })
     }
 
     fn old_unknown(&self, rule: &EventRule, Blank { table, column }: Blank) -> MapError {

@@ -600,15 +600,15 @@ impl World {
             }
             7 => {
                 // A swap through a third value.
-                if let (Some(one), Some(two), Some(free)) = (self.some(root), self.some(root), self.free_key(root)) {
-                    if one != two {
-                        let key = |world: &Self, id| world.key(root, &world.state.tables[root][&id]);
-                        let (first, second) = (key(self, one), key(self, two));
-                        self.rekey(root, one, free, log);
-                        self.rekey(root, two, first, log);
-                        self.rekey(root, one, second, log);
-                        self.cover("key swap");
-                    }
+                if let (Some(one), Some(two), Some(free)) = (self.some(root), self.some(root), self.free_key(root))
+                    && one != two
+                {
+                    let key = |world: &Self, id| world.key(root, &world.state.tables[root][&id]);
+                    let (first, second) = (key(self, one), key(self, two));
+                    self.rekey(root, one, free, log);
+                    self.rekey(root, two, first, log);
+                    self.rekey(root, one, second, log);
+                    self.cover("key swap");
                 }
             }
             8 => {
@@ -618,13 +618,13 @@ impl World {
             }
             9 => {
                 // Delete one, and another takes its key.
-                if let (Some(one), Some(two)) = (self.some(root), self.some(root)) {
-                    if one != two {
-                        let key = self.key(root, &self.state.tables[root][&one]);
-                        self.delete_root(root, one, log);
-                        self.rekey(root, two, key, log);
-                        self.cover("key reused");
-                    }
+                if let (Some(one), Some(two)) = (self.some(root), self.some(root))
+                    && one != two
+                {
+                    let key = self.key(root, &self.state.tables[root][&one]);
+                    self.delete_root(root, one, log);
+                    self.rekey(root, two, key, log);
+                    self.cover("key reused");
                 }
             }
             10 => {
