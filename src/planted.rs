@@ -1,8 +1,8 @@
-//! Mistakes that the crash simulation must find. They are there in test builds alone, and made on one thread.
+//! Mistakes that the crash simulation and the model test of the mapping must find. They are there in test builds alone, and made on one thread.
 
 use std::cell::Cell;
 
-/// A mistake in what keeps the promises of delivery.
+/// A mistake in what keeps the promises of delivery, or in what makes events of transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlantedBug {
     /// Confirms the newest acknowledged transaction instead of the longest prefix.
@@ -31,6 +31,20 @@ pub(crate) enum PlantedBug {
     EpochNotRaised,
     /// A standby fences off the active one before it has the slot.
     FencesBeforeTheSlot,
+    /// A row that was inserted and deleted is there.
+    KeepsWhatWasDeleted,
+    /// What was deleted and inserted at its key are two rows.
+    ForgetsWhatWasDeleted,
+    /// A value that an update does not repeat is not looked for in what the transaction said before.
+    LeavesUnchangedValues,
+    /// A child that has moved was changed.
+    MovesAreChanges,
+    /// Children do not follow their root to its new key.
+    ChildrenStayBehind,
+    /// A key that another row has got is given a tombstone.
+    BuriesReusedKeys,
+    /// Keys come in the order of their text.
+    SortsNumbersAsText,
 }
 
 thread_local! {

@@ -5,6 +5,8 @@ use super::{
     rules::{Aggregate, Collection, Rules},
     store::{Cursor, Place, References, Store, Visited, number},
 };
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 use crate::transaction::SpillError;
 
 /// What a transaction has done to one row, in the end.
@@ -165,7 +167,11 @@ impl Referrer {
             let mut side = side;
             prefix(aggregate, &mut self.key);
             write_sorted(text, root_key, &mut self.key);
-            if side == WAS {
+            #[cfg(test)]
+            let stays = is_planted(PlantedBug::ChildrenStayBehind);
+            #[cfg(not(test))]
+            let stays = false;
+            if side == WAS && !stays {
                 self.other.clear();
                 self.other.extend_from_slice(&self.key);
                 self.other.push(LEFT);

@@ -9,6 +9,8 @@ use std::{
 };
 
 use super::row::{Cell, Cells, fill};
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 
 /// Rows that a piece of a transaction has touched.
 #[derive(Debug, Default)]
@@ -152,6 +154,10 @@ impl Net {
         match self.find(hash, table, key) {
             Some(entry) => {
                 self.unlink(hash, entry);
+                #[cfg(test)]
+                if self.entries[entry as usize].before == NOWHERE && is_planted(PlantedBug::KeepsWhatWasDeleted) {
+                    return;
+                }
                 self.entries[entry as usize].after = NOWHERE;
             }
             None => {
@@ -178,6 +184,10 @@ impl Net {
 
     /// The end of the transaction: what was deleted and what was inserted at its key are one row. `key_len` is of a table's primary key.
     pub(super) fn settle(&mut self, key_len: impl Fn(usize) -> usize) {
+        #[cfg(test)]
+        if is_planted(PlantedBug::ForgetsWhatWasDeleted) {
+            return;
+        }
         for gone in 0..self.entries.len() {
             let (table, Some(before), None) = self.row(gone) else { continue };
             let key = before.key(key_len(table)).expect("it was found by its key");
@@ -193,6 +203,10 @@ impl Net {
     fn with_unchanged<'a>(&self, entry: u32, old: &[u8], new: &'a [u8], filled: &'a mut Vec<u8>) -> &'a [u8] {
         let is_whole = |row: &[u8]| !Cells { bytes: row }.iter().any(|cell| cell == Cell::Unchanged);
         if is_whole(new) {
+            return new;
+        }
+        #[cfg(test)]
+        if is_planted(PlantedBug::LeavesUnchangedValues) {
             return new;
         }
         // What the transaction said last, then what the change itself says of the old row.

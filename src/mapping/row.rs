@@ -79,6 +79,8 @@ pub fn fill(new: Cells<'_>, base: Cells<'_>, out: &mut Vec<u8>) {
 /// of several columns are their values' one after the other.
 pub fn write_sorted(text: &[u8], ty: &Type, out: &mut Vec<u8>) {
     let is_integer = matches!(*ty, Type::INT2 | Type::INT4 | Type::INT8 | Type::OID);
+    #[cfg(test)]
+    let is_integer = is_integer && !crate::planted::is_planted(crate::planted::PlantedBug::SortsNumbersAsText);
     let number = str::from_utf8(text).ok().filter(|_| is_integer).and_then(|text| text.parse::<i64>().ok());
     if let Some(number) = number {
         out.push(1);

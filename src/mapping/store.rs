@@ -418,7 +418,11 @@ impl References<'_, '_> {
 
     /// The end of a pass.
     fn end(&mut self) -> Result<(), SpillError> {
-        if self.disk.is_some() { self.flush() } else { Ok(self.pairs.sort()) }
+        if self.disk.is_some() {
+            return self.flush();
+        }
+        self.pairs.sort();
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), SpillError> {
