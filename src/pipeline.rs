@@ -717,7 +717,10 @@ mod tests {
     use std::{collections::VecDeque, future::pending};
 
     use super::*;
-    use crate::{config::ChangesConfig, progress::Origin};
+    use crate::{config::Config, progress::Origin};
+
+    const CONFIG: &str =
+        "{ name: s, source: { postgres: x }, sink: { kafka: { brokers: \"k:1\" } }, changes: { tables: [a.b] } }";
 
     /// A database in which only others write: it tells how far its log is, and hears how far we are.
     #[derive(Default)]
@@ -798,7 +801,7 @@ mod tests {
         let mut pipeline = Pipeline {
             source: Quiet { positions: positions.iter().map(|at| Lsn(*at)).collect(), heard: Vec::new() },
             sink: Prompt { before, written: Vec::new(), committed: false },
-            encoder: Encoder::new("s", "d", &ChangesConfig::default()).unwrap(),
+            outlets: Outlets::new(&Config::parse(CONFIG, "c", &|_| None).unwrap(), "d").unwrap(),
             ledger: Ledger::new(confirmed),
             found: Found { origin, history: Vec::new(), confirmed, end_of_log: Lsn(900), fingerprint: String::new() },
             commits: Commits {

@@ -9,7 +9,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     causes::told,
-    config::{Config, Delivery, KafkaConfig, Misfit},
+    config::{Config, Delivery, KafkaConfig, Misfit, full_name},
     exit::Exit,
     finding::{Finding, Level},
     kafka::{
@@ -130,10 +130,13 @@ fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>
     let outlets = Outlets::new(config, "").map_err(|error| misfit(&error))?;
     let mut topics = outlets.topics(tables).map_err(|error| misfit(&error))?;
     let aggregates = config.events.iter().filter_map(|(_, event)| config.aggregates.get(&event.of));
-    let named = config.messages.iter().map(|messages| &messages.topic).chain(aggregates.map(|of| &of.topic));
-    for topic in named {
-        if !topics.contains(topic) {
-            topics.push(topic.clone());
+    let events = aggregates.map(|of| {
+        let usual = || format!("{}.{}", config.name, full_name(&of.root).1);
+        of.topic.clone().unwrap_or_else(usual)
+    });
+    for topic in config.messages.iter().map(|messages| messages.topic.clone()).chain(events) {
+        if !topics.contains(&topic) {
+            topics.push(topic);
         }
     }
     Ok(topics)

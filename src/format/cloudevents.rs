@@ -379,7 +379,9 @@ mod tests {
         }
         let values = |name: &str| -> Vec<String> {
             let headers = out.headers.iter().filter(|header| *header.name == *name);
-            headers.map(|header| String::from_utf8(out.bytes[header.value.clone()].to_vec()).unwrap()).collect()
+            headers
+                .map(|header| String::from_utf8(out.bytes[header.value.clone().unwrap()].to_vec()).unwrap())
+                .collect()
         };
         assert_eq!(
             values("ce_sequence"),
