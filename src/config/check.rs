@@ -171,13 +171,11 @@ fn bad_template(template: &str) -> Option<String> {
         rest = after;
     }
     literal.push_str(rest);
-    if template.is_empty() {
-        bad_topic("")
-    } else if literal.is_empty() {
-        None
-    } else {
-        bad_topic(&literal)
+    // Whatever a placeholder comes to stands beside these dots.
+    if literal.len() < template.len() {
+        literal.push('x');
     }
+    bad_topic(&literal)
 }
 
 /// Why Kafka would not have a topic of this name.
