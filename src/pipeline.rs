@@ -733,8 +733,8 @@ mod tests {
     use super::*;
     use crate::{config::Config, progress::Origin};
 
-    const CONFIG: &str = "name: s\nsource: { postgres: postgres://u@h/d }\nsink: { kafka: { brokers: \"k:1\" } }\n\
-                          changes: { tables: [public.*] }";
+    const CONFIG: &str =
+        "{ name: s, source: { postgres: x }, sink: { kafka: { brokers: \"k:1\" } }, changes: { tables: [a.b] } }";
 
     /// A database in which only others write: it tells how far its log is, and hears how far we are.
     #[derive(Default)]

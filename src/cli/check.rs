@@ -9,7 +9,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     causes::told,
-    config::{Config, Delivery, EventConfig, KafkaConfig, Misfit},
+    config::{Config, Delivery, KafkaConfig, Misfit, full_name},
     exit::Exit,
     finding::{Finding, Level},
     kafka::{
@@ -129,12 +129,14 @@ fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>
     };
     let outlets = Outlets::new(config, "").map_err(|error| misfit(&error))?;
     let mut topics = outlets.topics(tables).map_err(|error| misfit(&error))?;
-    let topic_of = |event: &EventConfig| config.aggregates.get(&event.of)?.topic.as_ref();
-    let of_events = config.events.iter().filter_map(|(_, event)| topic_of(event));
-    let named = config.messages.iter().map(|messages| &messages.topic).chain(of_events);
-    for topic in named {
-        if !topics.contains(topic) {
-            topics.push(topic.clone());
+    let aggregates = config.events.iter().filter_map(|(_, event)| config.aggregates.get(&event.of));
+    let events = aggregates.map(|of| {
+        let usual = || format!("{}.{}", config.name, full_name(&of.root).1);
+        of.topic.clone().unwrap_or_else(usual)
+    });
+    for topic in config.messages.iter().map(|messages| messages.topic.clone()).chain(events) {
+        if !topics.contains(&topic) {
+            topics.push(topic);
         }
     }
     Ok(topics)

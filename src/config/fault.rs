@@ -74,9 +74,6 @@ impl std::error::Error for Fault {}
 
 /// Keys and words of the plan that this version refuses, with what to do instead.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("outbox", "`outbox` is not built yet in this version; use `changes`"),
-    ("messages", "`messages` is not built yet in this version; use `changes`"),
-    ("context", "`context` is not built yet in this version; remove it"),
     ("changes.format=flat", "`changes.format: flat` is not built yet in this version; write `debezium`"),
     ("changes.schemas", "`changes.schemas` is not built yet in this version; records leave without schemas"),
     ("changes.skipped_operations", "`changes.skipped_operations` is not built yet in this version; remove it"),

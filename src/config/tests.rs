@@ -408,16 +408,6 @@ fn names_are_legal_before_they_reach_a_server() {
 fn what_this_version_has_not_is_said() {
     refuses(
         "changes:",
-        "outbox: {}\nchanges:",
-        "c.yaml:12:1: `outbox` is not built yet in this version; use `changes`",
-    );
-    refuses(
-        "changes:",
-        "messages: {}\nchanges:",
-        "c.yaml:12:1: `messages` is not built yet in this version; use `changes`",
-    );
-    refuses(
-        "changes:",
         "changes:\n  format: flat",
         "c.yaml:13:11: `changes.format: flat` is not built yet in this version; write `debezium`",
     );

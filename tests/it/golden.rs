@@ -377,7 +377,7 @@ fn capture() {
                 warned: &warned,
                 admissions: &source::Admissions::default(),
                 waiting: &|| {},
-                accept: &|_| Ok(()),
+                accept: &|_, _| Ok(()),
                 permit,
             };
             let (session, prepared) = source::connect(&config(&server.url(DATABASE)), &start).await.unwrap();
