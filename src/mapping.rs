@@ -29,6 +29,9 @@ use crate::{
 
 pub mod catalog;
 pub mod rules;
+pub(crate) mod resolve;
+pub(crate) mod paths;
+pub mod guarantee;
 pub mod row;
 pub mod value;
 pub mod condition;

@@ -501,8 +501,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// The transaction that is being sent waits for nothing.
     fn goes_on(&self) -> bool {
         let max = self.pipe.commits.transaction_events_max;
-        let goes_on = |sending: &Sending| !sending.held && !(sending.splits && self.uncommitted.events >= max);
-        self.has_room() && self.sending.as_ref().is_some_and(goes_on)
+        let waits = |sending: &Sending| sending.held || sending.splits && self.uncommitted.events >= max;
+        self.has_room() && self.sending.as_ref().is_some_and(|sending| !waits(sending))
     }
 
     /// Some records of the transaction that is being sent have left.

@@ -413,7 +413,7 @@ impl<'a> Resolver<'a> {
     ) -> Option<(EventRule, Told<'a>)> {
         let at = keys(&["events", name]);
         let misfits = self.misfits.len();
-        let Some(aggregate) = self.aggregate_of(&config.of, &at) else { return None };
+        let aggregate = self.aggregate_of(&config.of, &at)?;
         let title = title?;
         let place = self.config.events.iter().position(|(other, _)| other == name);
         let twin = titles

@@ -21,7 +21,7 @@ use super::{
     value::Writer,
 };
 use crate::{
-    change::{Change, Column, Commit, Identity, Old, Op, Row, Table},
+    change::{Asked, Change, Column, Commit, Identity, Old, Op, Row, Table},
     config::{Truncate, Unmapped},
     lsn::Lsn,
     planted::{PlantedBug, plant},
@@ -224,6 +224,7 @@ impl World {
             name: if self.rng.u8(..4) == 0 { format!("{name}_p1") } else { name.clone() },
             ancestors: vec![("public".into(), name.clone())],
             identity: kind,
+            asked: Asked { mapping: true, ..Asked::NOBODY },
             columns: order
                 .iter()
                 .map(|&at| Column {
@@ -1338,6 +1339,7 @@ fn a_mapped_column_that_is_gone_or_another_stops_when_a_row_comes() {
         name: "t0".into(),
         ancestors: vec![],
         identity: Identity::Full,
+        asked: Asked { mapping: true, ..Asked::NOBODY },
         columns: columns.clone(),
         key: vec![],
     };
@@ -1352,6 +1354,7 @@ fn a_mapped_column_that_is_gone_or_another_stops_when_a_row_comes() {
             name: "t0".into(),
             ancestors: vec![],
             identity: Identity::Full,
+            asked: Asked { mapping: true, ..Asked::NOBODY },
             columns: vec![],
             key: vec![],
         }
@@ -1378,6 +1381,7 @@ fn truncate_stops_or_forgets() {
         name: "t0".into(),
         ancestors: vec![],
         identity: Identity::Full,
+        asked: Asked { mapping: true, ..Asked::NOBODY },
         columns: world.schemas[0].shape.columns.clone(),
         key: vec![],
     });
