@@ -364,7 +364,7 @@ fn read_plainly(config: &Config, rows: u64, transactions: u64) -> Turn {
             warned: &warned,
             admissions: &source::Admissions::default(),
             waiting: &|| {},
-            accept: &|_| Ok(()),
+            accept: &|_, _| Ok(()),
             permit: &|_, _| Box::pin(async { Ok(()) }),
         };
         let (mut session, prepared) = source::connect(&config, &start).await.expect("the slot is free");

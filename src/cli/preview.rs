@@ -92,9 +92,7 @@ async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<()
     if let Some(catalog) = &catalog {
         outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
     }
-    if !arguments.json {
-        anstream::eprintln!("what is committed from {from} on; nothing is sent or kept; Ctrl-C ends it");
-    }
+    anstream::eprintln!("what is committed from {from} on; nothing is sent or kept; Ctrl-C ends it");
     let assembler = Assembler::new(wanted(patterns, publication_lists), spill);
     let mut source = PostgresSource::new(session, assembler, from, now);
     let shown = show(&mut source, &mut outlets, arguments).await;

@@ -224,6 +224,7 @@ impl<'a> Prover<'a> {
                     }
                 }
             } else if *trigger == Trigger::Any {
+                self.no_ops(at);
                 collections.extend(0..self.aggregate.children.len());
             }
             for collection in collections {
@@ -232,6 +233,25 @@ impl<'a> Prover<'a> {
                 let what = format!("`when` asks which `{name}` were added or removed, and so where each hung before");
                 let known = self.old_of(child, link);
                 self.note(known, at, what, false);
+            }
+        }
+    }
+
+    /// What an update has left as it was has not changed: `any` must know what it was.
+    fn no_ops(&mut self, at: &[String]) {
+        let children = self.aggregate.children.iter().map(|collection| collection.table);
+        let tables: BTreeSet<usize> = std::iter::once(self.aggregate.root).chain(children).collect();
+        for index in tables {
+            let table = self.resolved.tables[index];
+            let columns = self.resolved.rules.tables[index].columns.iter();
+            let unknown = columns.filter_map(|column| {
+                let lack = self.old_of(table, table.column(&column.name)?).err()?;
+                Some((format!("`when: any` asks whether `{}` has changed", column.name), lack))
+            });
+            // One of them is enough to say it.
+            let unknown = { unknown }.next();
+            if let Some((what, lack)) = unknown {
+                self.note(Err(lack), at, what, false);
             }
         }
     }

@@ -920,6 +920,8 @@ fn writer(table: &CatalogTable, column: usize, options: Option<&TableConfig>) ->
     let column = &table.columns[column];
     let decimal = options.and_then(|options| options.decimal.get(&column.name).copied());
     let zone = options.and_then(|options| options.zone.as_deref()).filter(|_| takes_zone(&column.ty));
+    // One that is not there is refused where it stands.
+    let zone = zone.map(|zone| if jiff::tz::TimeZone::get(zone).is_ok() { zone } else { "UTC" });
     Writer::of(&column.ty, column.modifier, decimal, zone)
         .map_err(|said| format!("`{}.{}`: {said}", table.full_name(), column.name))
 }

@@ -8,10 +8,11 @@ use crate::support::{
     fixture,
     kafka::{self, Record},
     postgres::{self, Session, V14, V17, V18, Version},
-    program::{Config, Offshoot, START_MAX},
+    program::{self, Config, Offshoot, START_MAX},
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE_OF_A_LOOK: Duration = Duration::from_secs(30);
 
 /// A monolith: its files, and how its events are asked for.
 struct Monolith {
@@ -44,7 +45,8 @@ const SHOP: Monolith = Monolith {
     schema: concat!(
         include_str!("../fixtures/shop/schema.sql"),
         include_str!("../fixtures/shop/seed.sql"),
-        "ALTER TABLE orders REPLICA IDENTITY FULL; ALTER TABLE tax_rate REPLICA IDENTITY FULL;",
+        "ALTER TABLE orders REPLICA IDENTITY FULL; ALTER TABLE tax_rate REPLICA IDENTITY FULL;
+         ALTER TABLE inventory REPLICA IDENTITY FULL;",
     ),
     transactions: include_str!("../fixtures/shop/transactions.sql"),
     events: include_str!("../fixtures/shop/events.txt"),
@@ -83,6 +85,61 @@ fn ticketmonster_on_postgres_18() {
 #[test]
 fn the_shop_and_its_outbox() {
     SHOP.publish(V17);
+}
+
+#[test]
+fn what_needs_the_replica_is_refused_before_anything_is_made() {
+    let db = postgres::shared(V17).create_database();
+    db.execute(include_str!("../fixtures/ticketmonster/schema.sql"));
+    let config = Config::new(&TICKETMONSTER.config.replace("name: ticketmonster", &format!("name: {}", db.name)));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
+    command.arg("run").arg("-c").arg(&config.path).arg("--log=error");
+    command.env("TICKETMONSTER_URL", &db.url).env("KAFKA_BROKERS", kafka::shared().address());
+    let (code, said) = program::output(&mut command);
+    assert_eq!(code, Some(2), "{said}");
+    for words in [
+        "offshoot.yaml:",
+        "`when` asks how `date` has changed",
+        "the log says of an old row of `public.performance` its primary key alone (the default REPLICA IDENTITY), not `date`",
+        "ALTER TABLE performance REPLICA IDENTITY FULL, or do without it until the replica is there",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(db.text("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"), "0");
+}
+
+#[test]
+fn a_preview_shows_rows_beside_events_and_keeps_nothing() {
+    let db = postgres::shared(V17).create_database();
+    db.execute(TICKETMONSTER.schema);
+    let config = Config::new(&TICKETMONSTER.config.replace("name: ticketmonster", &format!("name: {}", db.name)));
+    let preview = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
+        command.arg("preview").arg("-c").arg(&config.path).args(arguments);
+        // It asks nothing of Kafka.
+        command.env("TICKETMONSTER_URL", &db.url).env("KAFKA_BROKERS", "127.0.0.1:1");
+        command
+    };
+    let (code, said) = program::output(&mut preview(&[]));
+    assert!(code == Some(3) && said.contains("CREATE PUBLICATION"), "{code:?} {said}");
+    let sql = said
+        .lines()
+        .filter(|line| line.trim_start().starts_with("CREATE PUBLICATION") || line.trim_start().starts_with("COMMENT"));
+    db.execute(&sql.collect::<Vec<_>>().concat());
+
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+    let mut looking = Offshoot::start(preview(&["--json", "--transactions=2"]), &config);
+    looking.wait_log("what is committed from", DEADLINE_OF_A_LOOK);
+    for transaction in fixture::transactions(TICKETMONSTER.transactions).iter().take(5) {
+        run(&db, &transaction.statements);
+    }
+    assert!(looking.exit(DEADLINE).success(), "{:?}", looking.log());
+    let pages: Vec<Value> = looking.log().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert_eq!(pages.len(), 2, "{:?}", looking.log());
+    assert_eq!(pages[0]["records"][0]["headers"]["ce_type"], "com.acme.ticketmonster.BookingCreated.v1");
+    assert_eq!(pages[0]["records"][0]["value"]["tickets"].as_array().unwrap().len(), 3);
+    assert!(pages[0]["rows"].as_array().unwrap().iter().any(|row| row.as_str().unwrap().starts_with("+ booking")));
+    assert_eq!((&pages[1]["records_in_all"], db.text(slots).as_str()), (&Value::from(4), "0"));
 }
 
 impl Monolith {
