@@ -245,13 +245,13 @@ fn a_mistake_answers_with_its_keys_and_the_nearest_right_name() {
         ),
         (
             "price: 2",
-            "prize: 2",
+            "price: 2, prize: 2",
             "tables.ticket.decimal.prize",
             "`public.ticket` has no column `prize`; did you mean `price`?",
         ),
         (
             "price: 2",
-            "number: 2",
+            "price: 2, number: 2",
             "tables.ticket.decimal.number",
             "`decimal` is for `real`, `double precision` and bare `numeric`; `number` is integer",
         ),
