@@ -653,7 +653,10 @@ fn what_the_application_says_itself_is_checked_key_by_key() {
             "outbox: { prefix: o }\ncontext: { prefix: ctx, traceParent: x }",
             "13:38: `context`: `traceParent` is no attribute's name, which has 1 to 20 of a-z and 0-9",
         ),
-        ("context: { prefix: ctx }", "1:1: nothing says what is to leave; write `changes: { tables: [public.*] }`"),
+        (
+            "context: { prefix: ctx }",
+            "1:1: nothing says what is to leave; write `changes: { tables: [public.*] }`, or `aggregates` and `events`",
+        ),
     ] {
         assert_eq!(refused(&with(changes, &format!("{rest}\n"))), format!("c.yaml:{said}"), "{rest}");
     }
