@@ -146,7 +146,7 @@ fn what_the_application_drops_or_renames_is_said_and_the_rest_goes_on() {
     looked(&mut offshoot);
     db.execute("INSERT INTO u VALUES (1); DROP TABLE u; INSERT INTO w VALUES (1); ALTER TABLE w RENAME TO v; INSERT INTO t VALUES (1)");
     offshoot.wait_log("public.u was dropped; what was committed before is told", LOOK_MAX);
-    offshoot.wait_log("public.w is called public.v now, which changes.tables does not name", LOOK_MAX);
+    offshoot.wait_log("public.w is called public.v now, which the config does not name", LOOK_MAX);
     offshoot.wait_log("the next start would fail to find a table for `public.u`", LOOK_MAX);
     arrives(&mut offshoot, &pipe, "u", &[1]);
     // A table that takes the name of another joins, though the config does not fit any more.
