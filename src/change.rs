@@ -45,11 +45,13 @@ pub struct Asked {
     pub mapping: bool,
     /// `outbox`: its new rows are records.
     pub outbox: bool,
+    /// One of these did, and nobody knows which: it is gone, and was a partition of a table that is named.
+    pub orphan: bool,
 }
 
 impl Asked {
     /// Nobody did.
-    pub const NOBODY: Asked = Asked { changes: false, mapping: false, outbox: false };
+    pub const NOBODY: Asked = Asked { changes: false, mapping: false, outbox: false, orphan: false };
     /// `changes` alone.
     pub const CHANGES: Asked = Asked { changes: true, ..Asked::NOBODY };
 

@@ -472,7 +472,7 @@ mod tests {
             name: "orders".into(),
             ancestors: vec![],
             identity: Identity::Default,
-            asked: Asked { changes: true, mapping: true, outbox: false },
+            asked: Asked { changes: true, mapping: true, ..Asked::NOBODY },
             columns: vec![column],
             key: vec![0],
         });

@@ -918,9 +918,10 @@ fn replace(
 
 fn writer(table: &CatalogTable, column: usize, options: Option<&TableConfig>) -> Result<Writer, String> {
     let column = &table.columns[column];
+    // What has no use, and a zone that is not there, are refused where they stand.
     let decimal = options.and_then(|options| options.decimal.get(&column.name).copied());
+    let decimal = decimal.filter(|_| takes_decimal(&column.ty, column.modifier));
     let zone = options.and_then(|options| options.zone.as_deref()).filter(|_| takes_zone(&column.ty));
-    // One that is not there is refused where it stands.
     let zone = zone.map(|zone| if jiff::tz::TimeZone::get(zone).is_ok() { zone } else { "UTC" });
     Writer::of(&column.ty, column.modifier, decimal, zone)
         .map_err(|said| format!("`{}.{}`: {said}", table.full_name(), column.name))

@@ -173,6 +173,15 @@ pub enum AssembleError {
         /// Bytes of its content.
         bytes: usize,
     },
+    /// A row of a partition that has been dropped since.
+    #[error(
+        "a row of {table}, which has been dropped: it was a partition of a table that is asked for, and the catalog does not say any \
+         more of which"
+    )]
+    Orphan {
+        /// `schema.table`.
+        table: String,
+    },
     /// Too large for memory, and the spill file fails.
     #[error(transparent)]
     Spill(#[from] SpillError),
@@ -317,6 +326,9 @@ impl Assembler {
     fn change(&mut self, lsn: Lsn, oid: u32, what: &'static str, op: Op<'_>) -> Result<(), AssembleError> {
         let open = self.open.as_mut().ok_or(AssembleError::Outside { what })?;
         let Some(table) = self.tables.get(&oid).ok_or(AssembleError::UnknownTable { oid })? else { return Ok(()) };
+        if table.asked.orphan {
+            return Err(AssembleError::Orphan { table: format!("{}.{}", table.schema, table.name) });
+        }
         let fits = |row: Row<'_>| match usize::from(row.columns) == table.columns.len() {
             true => Ok(()),
             false => Err(AssembleError::Width {
@@ -652,6 +664,21 @@ mod tests {
         tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), facts);
         tell(&mut assembler, &compose::relation(2, "public", "other", b'd', COLUMNS), TableFacts::default());
         assert!(assembler.tables[&1].is_some() && assembler.tables[&2].is_none());
+    }
+
+    #[test]
+    fn a_row_of_nobody_knows_whose_partition_is_refused() {
+        let spill = Spill { dir: std::env::temp_dir(), memory_max: 1 << 20, file_max: 1 };
+        let table: Box<WantedTable> = Box::new(|_, _, ancestors| match ancestors {
+            None => Asked { orphan: true, ..Asked::NOBODY },
+            Some(_) => Asked::CHANGES,
+        });
+        let mut assembler = Assembler::new(Wanted { table, ..Wanted::all_rows() }, spill);
+        let gone = TableFacts { gone: true, ..TableFacts::default() };
+        tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), gone);
+        push(&mut assembler, 0, &compose::begin(Lsn(50), 0, 3)).unwrap();
+        let error = push(&mut assembler, 0, &compose::insert(1, ROW)).unwrap_err().to_string();
+        assert!(error.starts_with("a row of public.leaf, which has been dropped"), "{error}");
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Patterns {
             changes: any(&self.tables) && !any(&self.except),
             mapping: names.iter().any(|name| self.mapped.contains(name)),
             outbox: self.outbox.as_ref().is_some_and(|outbox| names.contains(outbox)),
+            orphan: false,
         }
     }
 
@@ -145,10 +146,12 @@ impl Patterns {
         if asked.is_any() || !publication_lists {
             return asked;
         }
-        let changes = !self.tables.is_empty() && !excepted;
-        // Where only the outbox is listed, it was the outbox's.
-        let outbox = self.outbox.is_some() && self.tables.is_empty() && self.mapped.is_empty();
-        Asked { changes, outbox, ..Asked::NOBODY }
+        let asks = [!self.tables.is_empty(), !self.mapped.is_empty(), self.outbox.is_some()];
+        match asks {
+            [true, false, false] => Asked { changes: !excepted, ..Asked::NOBODY },
+            [false, false, true] => Asked { outbox: true, ..Asked::NOBODY },
+            _ => Asked { orphan: true, ..Asked::NOBODY },
+        }
     }
 
     /// What becomes of messages with this prefix.
@@ -312,6 +315,9 @@ mod tests {
         assert!(!wants("scratch", true));
         let outbox = Patterns::compile(&config(&[], &[], "outbox: { table: outbox }")).unwrap();
         assert_eq!(outbox.asked_gone("public", "outbox_1", true), Asked { outbox: true, ..Asked::NOBODY });
+        let both = Patterns::compile(&config(&["public.log"], &[], "outbox: { table: outbox }")).unwrap();
+        assert_eq!(both.asked_gone("public", "outbox_1", true), Asked { orphan: true, ..Asked::NOBODY });
+        assert_eq!(both.asked_gone("public", "log", true), Asked::CHANGES);
     }
 
     #[test]
@@ -321,9 +327,9 @@ mod tests {
                     context: { prefix: ctx, traceparent: tp }";
         let patterns = Patterns::compile(&config(&["public.*"], &["*.outbox"], rest)).unwrap();
         let asked = |schema, table| patterns.asked(schema, table, &[]);
-        assert_eq!(asked("public", "orders"), Asked { changes: true, mapping: true, outbox: false });
-        assert_eq!(asked("sales", "line"), Asked { changes: false, mapping: true, outbox: false });
-        assert_eq!(asked("public", "outbox"), Asked { changes: false, mapping: false, outbox: true });
+        assert_eq!(asked("public", "orders"), Asked { changes: true, mapping: true, ..Asked::NOBODY });
+        assert_eq!(asked("sales", "line"), Asked { mapping: true, ..Asked::NOBODY });
+        assert_eq!(asked("public", "outbox"), Asked { outbox: true, ..Asked::NOBODY });
         assert_eq!(asked("public", "other"), Asked::CHANGES);
         assert_eq!(asked("sales", "other"), Asked::NOBODY);
         let root = ("public".to_owned(), "outbox".to_owned());
