@@ -10,7 +10,7 @@ use crate::{
     event::{Context, Event},
     json,
     mapping::rules::EventRule,
-    sink::{Header, Record, RecordBatch, Ticket},
+    sink::{Header, HeaderName, Record, RecordBatch, Ticket},
 };
 
 const CONTENT_TYPE: &str = "content-type";
@@ -36,7 +36,7 @@ pub struct Encoder {
     /// `/ticketmonster`
     source: String,
     /// Attributes of contexts, and their headers: as many as the config names.
-    contexts: Vec<(Arc<str>, &'static str)>,
+    contexts: Vec<(Arc<str>, HeaderName)>,
     stamped: Stamped,
     attributes: Attributes,
 }
@@ -68,7 +68,7 @@ struct Stamped {
 #[derive(Debug, Default)]
 struct Attributes {
     bytes: Vec<u8>,
-    list: Vec<(&'static str, Range<usize>)>,
+    list: Vec<(HeaderName, Range<usize>)>,
 }
 
 impl Encoder {
@@ -104,7 +104,7 @@ impl Encoder {
                     header(out, CONTENT_TYPE, JSON);
                 }
                 for (name, value) in &self.attributes.list {
-                    header(out, name, &self.attributes.bytes[value.clone()]);
+                    header(out, name.clone(), &self.attributes.bytes[value.clone()]);
                 }
             }
         }
@@ -179,14 +179,14 @@ impl Stamped {
 }
 
 impl Attributes {
-    fn push(&mut self, name: &'static str, write: impl FnOnce(&mut Vec<u8>)) {
+    fn push(&mut self, name: impl Into<HeaderName>, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes.len();
         write(&mut self.bytes);
-        self.list.push((name, start..self.bytes.len()));
+        self.list.push((name.into(), start..self.bytes.len()));
     }
 
     fn get(&self, name: &str) -> &[u8] {
-        let found = self.list.iter().find(|(of, _)| *of == name);
+        let found = self.list.iter().find(|(of, _)| **of == *name);
         found.map_or(&[], |(_, value)| &self.bytes[value.clone()])
     }
 
@@ -201,19 +201,19 @@ impl Attributes {
     }
 }
 
-/// The header of a context's attribute. Its name lives as long as the program: there are as many as the config has.
-fn header_name(known: &mut Vec<(Arc<str>, &'static str)>, attribute: &Arc<str>) -> &'static str {
+/// The header of a context's attribute.
+fn header_name(known: &mut Vec<(Arc<str>, HeaderName)>, attribute: &Arc<str>) -> HeaderName {
     match known.iter().find(|(of, _)| of == attribute) {
-        Some((_, header)) => header,
+        Some((_, header)) => header.clone(),
         None => {
-            let header: &'static str = format!("{PREFIX}{attribute}").leak();
-            known.push((attribute.clone(), header));
+            let header = HeaderName::Own(format!("{PREFIX}{attribute}").into());
+            known.push((attribute.clone(), header.clone()));
             header
         }
     }
 }
 
-fn header(out: &mut RecordBatch, name: &'static str, value: &[u8]) {
+fn header(out: &mut RecordBatch, name: impl Into<HeaderName>, value: &[u8]) {
     let value = appended(out, value);
     out.headers.push(Header::new(name, value));
 }

@@ -1,6 +1,7 @@
 //! Config and topics -> the rights that we need, as `kafka-acls` takes them, and whether the broker grants them. IO.
 
 use std::{
+    collections::BTreeSet,
     ffi::{CStr, CString},
     ptr,
     time::Duration,
@@ -38,19 +39,23 @@ pub fn commands(config: &Config, topics: &[String]) -> Vec<String> {
     if kafka.topics.create {
         operations.push("Create");
     }
-    // What comes before the first name that is not known yet is what all topics begin with.
-    let template = config.changes.as_ref().map_or("", |changes| changes.topic.as_str());
-    let filled = template.replace("{name}", &config.name);
-    let resource = match filled.split('{').next().unwrap_or_default() {
-        "" => topics.iter().map(|topic| format!("--topic {topic}")).collect::<Vec<_>>().join(" "),
-        prefix if prefix == filled => format!("--topic {prefix}"),
-        prefix => format!("--resource-pattern-type prefixed --topic {prefix}"),
-    };
+    // What comes before the first name that is not known yet is what all topics of a template begin with.
+    let of_changes = config.changes.as_ref().map(|changes| changes.topic.as_str());
+    let templates = of_changes.into_iter().chain(config.outbox.as_ref().map(|outbox| outbox.topic.as_str()));
+    let templates: Vec<_> = templates.map(|template| template.replace("{name}", &config.name)).collect();
+    let prefixes: Vec<_> = templates.iter().filter_map(|filled| Some(filled.split_once('{')?.0)).collect();
+    let prefixes: Vec<_> = prefixes.into_iter().filter(|prefix| !prefix.is_empty()).collect();
+    let of_prefix = |prefix: &&str| format!("--resource-pattern-type prefixed --topic {prefix}");
+    let mut resources: Vec<_> = prefixes.iter().map(of_prefix).collect();
+    let fixed = templates.iter().filter(|filled| !filled.contains('{'));
+    let is_other = |topic: &&String| !prefixes.iter().any(|prefix| topic.starts_with(prefix));
+    let named: BTreeSet<_> = fixed.chain(topics.iter().filter(is_other)).collect();
+    if !named.is_empty() {
+        resources.push(named.iter().map(|topic| format!("--topic {topic}")).collect::<Vec<_>>().join(" "));
+    }
     let name = &config.name;
     let mut commands = Vec::new();
-    if !resource.is_empty() {
-        commands.push(fault::acl_command(kafka, &operations, &resource));
-    }
+    commands.extend(resources.iter().map(|resource| fault::acl_command(kafka, &operations, resource)));
     commands.extend([
         fault::acl_command(
             kafka,
@@ -127,15 +132,20 @@ mod tests {
 
     #[test]
     fn topics_are_named_by_what_they_all_begin_with() {
-        let resource = |lines, topic| {
-            let commands = commands(&config(lines, topic), &["b.a".into(), "c.a".into()]);
-            assert_eq!(commands.len(), 4);
-            commands[0].split(" --operation Write").nth(1).unwrap().to_owned()
+        let resources = |lines, topic, topics: &[&str]| {
+            let topics: Vec<_> = topics.iter().map(|topic| topic.to_string()).collect();
+            let commands = commands(&config(lines, topic), &topics);
+            let of_topics = commands[..commands.len() - 3].iter();
+            of_topics.map(|command| command.split(" --operation Write").nth(1).unwrap().to_owned()).collect::<Vec<_>>()
         };
         let prefixed = " --operation Create --resource-pattern-type prefixed --topic shop.";
-        assert_eq!(resource("", ""), prefixed);
-        assert_eq!(resource(", topics: { create: false }", ", topic: \"{name}.all\""), " --topic shop.all");
-        assert_eq!(resource("", ", topic: \"{table}.a\""), " --operation Create --topic b.a --topic c.a");
+        assert_eq!(resources("", "", &["shop.a.b"]), [prefixed]);
+        let all = ", topic: \"{name}.all\"";
+        assert_eq!(resources(", topics: { create: false }", all, &["shop.all"]), [" --topic shop.all"]);
+        let by_table = ", topic: \"{table}.a\"";
+        assert_eq!(resources("", by_table, &["c.a", "b.a"]), [" --operation Create --topic b.a --topic c.a"]);
+        // Events and messages go to topics of their own.
+        assert_eq!(resources("", "", &["shop.a.b", "booking"]), [prefixed, " --operation Create --topic booking"]);
     }
 
     #[test]
