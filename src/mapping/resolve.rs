@@ -101,7 +101,17 @@ pub(crate) fn resolve<'a>(config: &'a Config, catalog: &'a Catalog) -> Result<Re
     }
     resolver.refuse_cycles(&events);
     resolver.refuse_shared_state_topics(&events);
-    if resolver.misfits.is_empty() { Ok(resolver.finish(events, told)) } else { Err(resolver.misfits) }
+    if !resolver.misfits.is_empty() {
+        return Err(resolver.misfits);
+    }
+    let resolved = resolver.finish(events, told);
+    let ill_typed = config.events.iter().zip(&resolved.rules.events).filter_map(|((name, _), rule)| {
+        let root = &resolved.rules.tables[resolved.rules.aggregates[rule.aggregate].root];
+        let said = rule.condition.as_ref()?.check(root).err()?;
+        Some(Misfit::at(&["events", name, "if"], format!("`if`: {said}")))
+    });
+    let misfits: Vec<_> = ill_typed.collect();
+    if misfits.is_empty() { Ok(resolved) } else { Err(misfits) }
 }
 
 struct Resolver<'a> {

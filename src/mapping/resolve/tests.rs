@@ -385,3 +385,15 @@ fn a_transition_is_compared_in_the_text_form_of_the_type() {
     assert_eq!(to("null", &Type::BOOL, -1), Ok(Side::Null));
     assert!(to("1.234", &Type::NUMERIC, numeric).is_err() && to("1", &Type::NUMERIC, -1).is_err());
 }
+
+#[test]
+fn a_condition_fits_the_types_of_its_columns() {
+    for (condition, words) in
+        [("new.contactemail > 1", "contactemail"), ("new.id + 1", "bool"), ("new.contactmail == 'x'", "contactmail")]
+    {
+        let text = BOOKING.replacen("    when: created", &format!("    when: created\n    if: \"{condition}\""), 1);
+        let misfits = resolve(&config(&text), &ticketmonster()).map(|_| ()).expect_err(condition);
+        let found: Vec<_> = misfits.iter().map(|misfit| (misfit.path.join("."), misfit.said.contains(words))).collect();
+        assert_eq!(found, [("events.BookingCreated.if".to_owned(), true)], "{misfits:?}");
+    }
+}
