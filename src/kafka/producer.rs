@@ -113,6 +113,8 @@ struct Outcome {
     taken_over: Option<Option<Progress>>,
     error: Option<SinkError>,
     /// Nothing is acknowledged any more: what comes after a failure must not pass as durable in order.
+    failed: bool,
+    /// The thread has come to its end, and `error` says why, if there is something to say.
     ended: bool,
     /// Bytes that have left librdkafka since the thread last looked, failed ones and overhead included.
     returned: usize,
@@ -336,7 +338,7 @@ impl Outcome {
 
     /// One record is durable.
     fn acknowledge(&mut self, ticket: Ticket, bytes: u64) {
-        if self.ended || self.failure.is_some() {
+        if self.failed || self.failure.is_some() {
             return;
         }
         match self.acknowledged.last_mut() {
@@ -350,7 +352,7 @@ impl Outcome {
 
     /// The progress record is durable. In a transaction that says nothing yet.
     fn progress_is_written(&mut self, transactional: bool) {
-        self.committed |= !transactional && !self.ended && self.failure.is_none();
+        self.committed |= !transactional && !self.failed && self.failure.is_none();
     }
 
     /// One record is not, for good. What says more is kept: a cause before its echo, and of the records of a batch that
@@ -505,7 +507,7 @@ impl Worker {
             let error = self.late(error);
             let mut outcome = lock(&self.shared.outcome);
             outcome.error = Some(error);
-            outcome.ended = true;
+            (outcome.failed, outcome.ended) = (true, true);
             drop(outcome);
             self.shared.news.notify_one();
         }
@@ -676,7 +678,7 @@ impl Worker {
         let failure = outcome.failure.take();
         let events = std::mem::take(&mut outcome.events);
         // From here on nothing is acknowledged, whatever librdkafka still says.
-        outcome.ended |= failure.is_some();
+        outcome.failed |= failure.is_some();
         drop(outcome);
         if delivered {
             self.acknowledged_at = Some(Instant::now());

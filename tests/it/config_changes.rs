@@ -116,7 +116,7 @@ fn what_is_not_published_any_more_ends_with_5_and_says_since_when() {
                 println!("SEEN {error}");
                 words.iter().for_each(|word| says(error, &[&of(word)]));
                 if !sql.starts_with("DROP") {
-                    says(error, &["when all was there", "0/", "start again"]);
+                    says(error, &["when all was there", "was committed after", "start again"]);
                     if error.contains("ADD TABLE ONLY") {
                         // A restart is no remedy: the gap is for a person to see, who runs what the message says.
                         pipe.ends(

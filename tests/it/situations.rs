@@ -1058,7 +1058,7 @@ fn topics_and_records() -> Vec<Situation> {
         situation(
             "a record that is larger than the topic takes",
             (Ends(4), None),
-            &["public.t", "{\"id\":2}", "commits at 0/", "max.message.bytes"],
+            &["public.t", "{\"id\":2}", "of the transaction that commits at", "max.message.bytes"],
             || {
                 shared(|db, pipe| {
                     kafka::shared().create_topic(&pipe.topic("t"), 1, &[("max.message.bytes", "3000")]);
@@ -1186,7 +1186,8 @@ fn stable(text: &str) -> String {
         if size {
             *words.last_mut().expect("one was there") = "470".into();
         }
-        let lsn = bare.strip_prefix("0/").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_hexdigit()));
+        let hex = |text: &str| !text.is_empty() && text.chars().all(|c| matches!(c, '0'..='9' | 'A'..='F'));
+        let lsn = bare.split_once('/').is_some_and(|(high, low)| hex(high) && hex(low));
         let mask = match bare {
             _ if lsn => "0/2DA5FF8",
             at if date(at) => "2026-11-22T12:00:00Z",
