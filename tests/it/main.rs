@@ -33,3 +33,4 @@ mod source_safety;
 mod config_changes;
 mod endurance;
 mod events;
+mod mapping_check;
