@@ -97,7 +97,7 @@ fn the_proof_follows_what_is_done_to_the_tables() {
     session.execute("ALTER TABLE ticket REPLICA IDENTITY FULL; ALTER TABLE booking REPLICA IDENTITY FULL");
     says(&deleted, 0, &["the old row (REPLICA IDENTITY FULL)"]);
     let hop = BOOKING.replace("email: contactemail", "event: performance.show.event.name");
-    says(&hop, 2, &["it comes with the replica", ":2", "`event` of `BookingCreated.v1`"]);
+    says(&hop, 2, &["it comes with the replica", "offshoot.yaml:", ":14: ", "`event` of `BookingCreated.v1`"]);
     session.execute("CREATE VIEW seen AS SELECT * FROM booking");
     for (from, to, words) in [
         ("contactemail", "contactmail", "`public.booking` has no column `contactmail`; did you mean `contactemail`?"),
