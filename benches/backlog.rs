@@ -102,7 +102,8 @@ const SHAPES: [Shape; 7] = [
         about: "updates of 20 rows, ten a transaction",
         schema: "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
             held_until timestamptz, note text);
-            INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), 'a note' FROM generate_series(0, 19) i",
+            INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), 'a note' FROM generate_series(0, 19) i;
+            ALTER TABLE seat REPLICA IDENTITY FULL",
         tables: &["seat"],
         per_transaction: 10,
         write: "UPDATE seat SET price = t % 1000, sold = NOT sold WHERE id >= t % 2 * 10 AND id < t % 2 * 10 + n",
