@@ -28,7 +28,7 @@ demo: ## a Postgres, a Kafka and Offshoot between them: SQL and its records side
 	$(CARGO) build --release --bin offshoot --example demo
 	@target/release/examples/demo $(DEMO)
 
-bench: setup ## how fast a backlog is published, beside a reader that does nothing with it
+bench: setup ## how fast backlogs are published, beside a reader that does nothing with them; SHAPES="ten booking"
 	$(CARGO) bench --bench backlog
 
 latency: setup ## how long a commit takes to a consumer, at 20 and 500 commits a second
