@@ -234,7 +234,7 @@ fn exit_of(error: &Error) -> Exit {
 
 const ABOUT: &str = "\
 Offshoot reads the committed changes of a Postgres database from its write-ahead log (logical replication, pgoutput) \
-and publishes them to Kafka, per key in commit order, in Debezium's envelope.
+and publishes them to Kafka, per key in commit order: as the domain events that a config file describes, and as row changes in Debezium's envelope.
 
 Postgres forgets its log only up to what Kafka has committed: nothing committed is lost. Consumers that read committed \
 see each change once, and each transaction whole or not at all.";
