@@ -7,7 +7,7 @@ pub(crate) mod samples;
 
 use postgres_types::Type;
 
-use crate::change::Identity;
+use crate::{change::Identity, config::full_name};
 
 /// Tables that rules may name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,11 +112,6 @@ impl CatalogTable {
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)
     }
-}
-
-/// Schema and name of a table as a config has it.
-pub fn full_name(name: &str) -> (&str, &str) {
-    name.split_once('.').unwrap_or(("public", name))
 }
 
 /// Whether a value of a type that can be stored out of line may be so large that it is.

@@ -1,7 +1,7 @@
 //! A path of the config, such as `performance.show.event.name` -> the column that it means. Pure.
 
-use super::catalog::{Catalog, CatalogColumn, CatalogTable, Kind, full_name};
-use crate::config::{Ordered, TableConfig, nearest};
+use super::catalog::{Catalog, CatalogColumn, CatalogTable, Kind};
+use crate::config::{Ordered, TableConfig, full_name, nearest};
 
 /// Where the value of a path is.
 #[derive(Clone, Debug)]

@@ -8,7 +8,6 @@ use jiff::{
     tz::{Offset, TimeZone},
 };
 use postgres_types::{Kind, Type};
-use serde::de::IgnoredAny;
 
 use crate::{
     json,
@@ -496,7 +495,9 @@ fn embedded(text: &[u8], out: &mut Vec<u8>) -> Result<(), Unfit> {
     if std::str::from_utf8(text).is_err() {
         return Err(Unfit(NOT_UTF8.into()));
     }
-    serde_json::from_slice::<IgnoredAny>(text).map_err(|_| Malformed)?;
+    if !json::is_json(text) {
+        return Err(Malformed.into());
+    }
     out.extend_from_slice(text);
     Ok(())
 }

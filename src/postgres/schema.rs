@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     change::Identity,
-    config::{Config, DataConfig, Ordered},
-    mapping::catalog::{Catalog, CatalogColumn, CatalogTable, ForeignKey, Kind, full_name, may_be_toasted},
+    config::{Config, DataConfig, Ordered, full_name},
+    mapping::catalog::{Catalog, CatalogColumn, CatalogTable, ForeignKey, Kind, may_be_toasted},
     source::SourceError,
 };
 
