@@ -14,6 +14,7 @@ pub mod progress;
 pub mod source;
 pub mod sink;
 pub mod postgres;
+pub mod replica;
 pub mod mapping;
 pub mod event;
 pub mod format;

@@ -640,7 +640,7 @@ impl Taker {
 fn list(data: &[(String, Field)], listed: &mut Vec<usize>) {
     for (_, field) in data {
         match field {
-            Field::Column { .. } => {}
+            Field::Column { .. } | Field::LookUp { .. } => {}
             Field::Object(fields) => list(fields, listed),
             Field::Each { collection, .. } => listed.push(*collection),
         }

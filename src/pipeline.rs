@@ -574,7 +574,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                     return Ok(());
                 }
                 let index = sending.index.max(sending.published);
-                Some(Partial { commit: sending.transaction.commit.lsn, index })
+                Some(Partial { commit: sending.transaction.commit.lsn, index, keeping: false })
             }
             // Within a transaction nothing can be committed but what holds all of it.
             Some(sending)
@@ -744,6 +744,14 @@ mod tests {
     }
 
     impl Source for Quiet {
+        async fn load(&mut self, _: Vec<crate::source::LoadTable>) -> Result<Lsn, SourceError> {
+            unreachable!("scaffold")
+        }
+
+        async fn loaded(&mut self) -> Result<Option<crate::source::Loaded>, SourceError> {
+            unreachable!("scaffold")
+        }
+
         async fn ready(&mut self) -> Result<(), SourceError> {
             if self.positions.is_empty() { pending().await } else { Ok(()) }
         }
@@ -774,6 +782,18 @@ mod tests {
     }
 
     impl Sink for Prompt {
+        async fn find_kept(&mut self, _: bool) -> Result<Option<std::ops::Range<i64>>, SinkError> {
+            unreachable!("scaffold")
+        }
+
+        async fn kept(&mut self, _: i64, _: i64) -> Result<Option<crate::sink::Kept>, SinkError> {
+            unreachable!("scaffold")
+        }
+
+        fn kept_topic(&self) -> std::sync::Arc<crate::sink::Topic> {
+            unreachable!("scaffold")
+        }
+
         async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
             Ok(Some(self.before.clone()))
         }
@@ -836,7 +856,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_commit_before_the_rest_of_a_transaction_comes_again_keeps_what_is_published_of_it() {
-        let partial = Some(Partial { commit: Lsn(200), index: 3 });
+        let partial = Some(Partial { commit: Lsn(200), index: 3, keeping: false });
         let (_, written) = after(Reached::End { end: Lsn(100), partial }, &[150]).await;
         assert_eq!(written, [Reached::End { end: Lsn(150), partial }]);
     }

@@ -33,6 +33,9 @@ pub struct Progress {
     /// The last transaction that a person has skipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Skipped>,
+    /// What is held of the source's tables, where the mapping needs that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<Holding>,
 }
 
 /// How far events have come.
@@ -56,8 +59,42 @@ pub enum Reached {
 pub struct Partial {
     /// Where its commit record starts.
     pub commit: Lsn,
-    /// How many of its changes are published.
+    /// How many of its steps are published.
     pub index: u64,
+    /// Its events are all published, and some of the rows that the replica is to have of it: these are written again, all of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeping: bool,
+}
+
+/// What is held of the source's tables, in a topic beside the progress record's and in step with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// Names the topic's contents: another word, another topic.
+    pub generation: String,
+    /// Where the topic ended at least: the offset after the last record of ours, when this was written.
+    pub end: i64,
+    /// The number of the last load that was begun.
+    pub loads: u32,
+    /// What is held.
+    pub tables: Vec<HeldTable>,
+    /// Events that have told of the rows which were there before, by name and version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backfilled: Vec<String>,
+}
+
+/// A table whose rows are held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldTable {
+    /// `schema.table`.
+    pub table: String,
+    /// Name and type of each column, in the order of the rows: `id int4`.
+    pub columns: Vec<String>,
+    /// Rows of other loads are not there.
+    pub load: u32,
+    /// Where a transaction commits before that, rows are not as they were when it did.
+    pub from: Lsn,
+    /// All its rows of that load are in the topic.
+    pub complete: bool,
 }
 
 /// Which log positions are of.
@@ -105,7 +142,16 @@ pub enum ProgressError {
 impl Progress {
     /// Of a pipeline whose slot is about to be made.
     pub fn creating(epoch: u32, origin: Origin, fingerprint: String, time: Micros) -> Self {
-        Self { format: FORMAT, epoch, reached: Reached::Creating, origin, fingerprint, time, skipped: None }
+        Self {
+            format: FORMAT,
+            epoch,
+            reached: Reached::Creating,
+            origin,
+            fingerprint,
+            time,
+            skipped: None,
+            replica: None,
+        }
     }
 
     /// An epoch above all that ids were made with.
@@ -361,7 +407,7 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
     }
     ahead(progress, found.confirmed, going_on.published, end, slot())?;
     match going_on.partial {
-        Some(Partial { commit, index }) if progress.fingerprint != found.fingerprint => {
+        Some(Partial { commit, index, .. }) if progress.fingerprint != found.fingerprint => {
             Err(Gap::OtherFingerprint { commit, index })
         }
         _ => Ok(going_on),
@@ -429,7 +475,7 @@ mod tests {
     }
 
     fn partial(end: u64, commit: u64, index: u64) -> Progress {
-        let partial = Some(Partial { commit: Lsn(commit), index });
+        let partial = Some(Partial { commit: Lsn(commit), index, keeping: false });
         Progress { reached: Reached::End { end: Lsn(end), partial }, ..at(0) }
     }
 

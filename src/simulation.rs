@@ -646,6 +646,14 @@ impl SimWire {
 }
 
 impl Wire for SimWire {
+    async fn load(&mut self, _: Vec<crate::source::LoadTable>) -> Result<Lsn, SourceError> {
+        unreachable!("scaffold")
+    }
+
+    async fn loaded(&mut self) -> Result<Option<crate::source::Loaded>, SourceError> {
+        unreachable!("scaffold")
+    }
+
     async fn readable(&mut self) -> Result<(), SourceError> {
         if !self.started {
             self.start().await;
@@ -866,6 +874,18 @@ impl Drop for SimSink {
 }
 
 impl Sink for SimSink {
+    async fn find_kept(&mut self, _: bool) -> Result<Option<std::ops::Range<i64>>, SinkError> {
+        unreachable!("scaffold")
+    }
+
+    async fn kept(&mut self, _: i64, _: i64) -> Result<Option<crate::sink::Kept>, SinkError> {
+        unreachable!("scaffold")
+    }
+
+    fn kept_topic(&self) -> std::sync::Arc<crate::sink::Topic> {
+        unreachable!("scaffold")
+    }
+
     async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
         self.wait_a_moment().await?;
         {

@@ -198,12 +198,34 @@ pub struct News {
     pub acknowledged: Vec<Acknowledgement>,
     /// The commit that was asked for is done: its progress record, and everything sent before it, is there to be seen.
     pub committed: bool,
+    /// The offset after the last record of the replica's topic that is durable, when there were some.
+    pub kept_end: Option<i64>,
+}
+
+/// Records of the replica's topic, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Key and value; a value that is `None` is a tombstone.
+    pub records: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// The offset after the last of them, and after what was passed over since.
+    pub next: i64,
 }
 
 /// Somewhere that records become durable, in order per key.
 pub trait Sink {
     /// Makes sure that whoever published before us can publish no more, and says how far it came. Called once, first.
     fn take_over(&mut self) -> impl Future<Output = Result<Option<Progress>, SinkError>>;
+
+    /// Where the replica's topic begins and ends; `None` when there is none, and `make` does not ask for it. Called after
+    /// `take_over`.
+    fn find_kept(&mut self, make: bool) -> impl Future<Output = Result<Option<Range<i64>>, SinkError>>;
+
+    /// The next records of the replica's topic from an offset on that are before `end`; `None` when there are no more. Each call
+    /// begins where the last one has ended, or elsewhere at will.
+    fn kept(&mut self, from: i64, end: i64) -> impl Future<Output = Result<Option<Kept>, SinkError>>;
+
+    /// The topic that the replica's records are sent to.
+    fn kept_topic(&self) -> Arc<Topic>;
 
     /// An empty batch to fill.
     fn batch(&mut self) -> RecordBatch;

@@ -16,8 +16,37 @@ pub enum Item {
     Progress(Lsn),
 }
 
+/// A table whose rows are to be read as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadTable {
+    /// Unquoted.
+    pub schema: String,
+    /// Unquoted.
+    pub name: String,
+    /// Unquoted, in the order in which rows are to have them.
+    pub columns: Vec<String>,
+}
+
+/// Rows of a table, as they were at the position that `load` gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Index in what `load` was asked for.
+    pub table: usize,
+    /// One row after another: per column `n` (null), or `t`, a big-endian `u32` length and the type's text form.
+    pub bytes: Vec<u8>,
+    /// Where each row ends in `bytes`.
+    pub ends: Vec<usize>,
+}
+
 /// Committed transactions in commit order.
 pub trait Source {
+    /// Begins to read tables as they are at one position of the log, and gives that: what commits there or later comes in the stream,
+    /// what committed before is in the rows that `loaded` gives. A load that was begun before is given up.
+    fn load(&mut self, tables: Vec<LoadTable>) -> impl Future<Output = Result<Lsn, SourceError>>;
+
+    /// The next rows of what `load` began, in no order; `None` at their end. Cancel safe.
+    fn loaded(&mut self) -> impl Future<Output = Result<Option<Loaded>, SourceError>>;
+
     /// Waits until `next` has something to give. Cancel safe.
     fn ready(&mut self) -> impl Future<Output = Result<(), SourceError>>;
 

@@ -242,6 +242,8 @@ mod tests {
             data: Vec::new(),
             because: None,
             compact: false,
+            backfill: false,
+            needs: Vec::new(),
         }
     }
 

@@ -246,6 +246,18 @@ impl KafkaSink {
 }
 
 impl Sink for KafkaSink {
+    async fn find_kept(&mut self, _: bool) -> Result<Option<std::ops::Range<i64>>, SinkError> {
+        unreachable!("scaffold")
+    }
+
+    async fn kept(&mut self, _: i64, _: i64) -> Result<Option<crate::sink::Kept>, SinkError> {
+        unreachable!("scaffold")
+    }
+
+    fn kept_topic(&self) -> Arc<Topic> {
+        unreachable!("scaffold")
+    }
+
     fn batch(&mut self) -> RecordBatch {
         lock(&self.shared.spare).pop().unwrap_or_default()
     }

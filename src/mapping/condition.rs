@@ -486,7 +486,14 @@ mod tests {
             column("odd name", Type::MONEY),
             column("at", Type::TIMESTAMPTZ),
         ];
-        MappedTable { schema: "public".into(), name: "orders".into(), columns, key_len: 1, roles: Vec::new() }
+        MappedTable {
+            schema: "public".into(),
+            name: "orders".into(),
+            columns,
+            key_len: 1,
+            roles: Vec::new(),
+            held: false,
+        }
     }
 
     fn compiled(text: &str) -> Result<Condition, String> {

@@ -202,6 +202,7 @@ impl<'a> Object<'a> {
             match field {
                 Field::Column { column, old, mask } => self.column(*column, *old, *mask, subject, path, out)?,
                 Field::Object(fields) => self.write(fields, subject, path, out)?,
+                Field::LookUp { .. } => unreachable!("scaffold"),
                 Field::Each { collection, data } => self.each(*collection, data, path, out)?,
             }
             path.pop();
@@ -344,7 +345,7 @@ mod tests {
     }
 
     fn table(name: &str, key_len: usize, columns: Vec<MappedColumn>) -> MappedTable {
-        MappedTable { schema: "public".into(), name: name.into(), columns, key_len, roles: Vec::new() }
+        MappedTable { schema: "public".into(), name: name.into(), columns, key_len, roles: Vec::new(), held: false }
     }
 
     fn field(column: usize) -> Field {
@@ -390,6 +391,8 @@ mod tests {
             data,
             because: None,
             compact: false,
+            backfill: false,
+            needs: Vec::new(),
         };
         Rules {
             tables: vec![table("orders", key_len, orders), table("order_line", 1, lines)],

@@ -507,6 +507,8 @@ impl<'a> Resolver<'a> {
             data,
             because,
             compact: config.compact,
+            backfill: false,
+            needs: Vec::new(),
         };
         Some((rule, fields.told))
     }
@@ -905,6 +907,7 @@ fn mapped(draft: &Draft<'_>, options: Option<&TableConfig>) -> (MappedTable, BTr
         columns: places.iter().map(column).collect(),
         key_len: key.len(),
         roles: draft.roles.clone(),
+        held: false,
     };
     (mapped, places.into_iter().enumerate().map(|(at, column)| (column, at)).collect())
 }
@@ -918,6 +921,7 @@ fn replace(
     for (_, field) in data {
         match field {
             Field::Column { column, .. } => *column = here[column],
+            Field::LookUp { .. } => unreachable!("scaffold"),
             Field::Object(data) => replace(data, here, places, aggregate),
             Field::Each { collection, data } => {
                 replace(data, &places[aggregate.children[*collection].table], places, aggregate);

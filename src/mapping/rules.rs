@@ -42,8 +42,10 @@ pub struct MappedTable {
     pub columns: Vec<MappedColumn>,
     /// How many of `columns` are its primary key.
     pub key_len: usize,
-    /// What it is to which aggregates.
+    /// What it is to which aggregates; nothing, when only look-ups lead to it.
     pub roles: Vec<Role>,
+    /// The replica has its rows.
+    pub held: bool,
 }
 
 /// One column that rules need.
@@ -135,6 +137,10 @@ pub struct EventRule {
     pub because: Option<Because>,
     /// A state topic: a deletion is a tombstone.
     pub compact: bool,
+    /// `when: backfill`: rows that were there before the first event are told of too.
+    pub backfill: bool,
+    /// Indexes in `Rules::tables`, of the held tables without whose rows it cannot be made.
+    pub needs: Vec<usize>,
 }
 
 /// One alternative of `when`.
@@ -204,6 +210,17 @@ pub enum Field {
         /// `None` as it is.
         mask: Option<Mask>,
     },
+    /// A column of another row, which foreign keys lead to. A null on the way is null.
+    LookUp {
+        /// From the row that the object is about; at least one.
+        hops: Vec<Hop>,
+        /// Index into the last table's columns.
+        column: usize,
+        /// Everything as it was before the transaction.
+        old: bool,
+        /// `None` as it is.
+        mask: Option<Mask>,
+    },
     /// An object of the same row's.
     Object(Vec<(String, Field)>),
     /// A list of objects, one per child: all as of this commit; as they were before it when the root is gone. By the children's
@@ -214,6 +231,17 @@ pub enum Field {
         /// Fields of each.
         data: Vec<(String, Field)>,
     },
+}
+
+/// From a row to the one that its foreign key names by its primary key, of one column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Index into the columns of the table that has the key.
+    pub key: usize,
+    /// Index in `Rules::tables`: where it leads.
+    pub table: usize,
+    /// The database sees to it that the row is there.
+    pub enforced: bool,
 }
 
 /// `because: Name via column`.

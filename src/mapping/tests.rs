@@ -289,6 +289,8 @@ impl World {
                     data,
                     because,
                     compact,
+                    backfill: false,
+                    needs: Vec::new(),
                 });
             }
         }
@@ -745,6 +747,7 @@ fn mapped(schema: &Schema) -> MappedTable {
         columns: columns.collect(),
         key_len: schema.key_len,
         roles: Vec::new(),
+        held: false,
     }
 }
 
@@ -995,7 +998,7 @@ impl<'a> Compared<'a> {
                     let row = if *old { pair.before } else { pair.after.or(pair.before) };
                     row.map_or("null".into(), |row| self.json(table, *column, &row[*column]))
                 }
-                Field::Object(_) => unreachable!("not made here"),
+                Field::Object(_) | Field::LookUp { .. } => unreachable!("not made here"),
                 Field::Each { collection, data } => {
                     let child = family.children[*collection].0;
                     let gone = root.after.is_none();

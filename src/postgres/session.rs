@@ -368,6 +368,14 @@ pub struct Session {
 type Answer = Result<TableFacts, SourceError>;
 
 impl Wire for Session {
+    async fn load(&mut self, _: Vec<crate::source::LoadTable>) -> Result<Lsn, SourceError> {
+        unreachable!("scaffold")
+    }
+
+    async fn loaded(&mut self) -> Result<Option<crate::source::Loaded>, SourceError> {
+        unreachable!("scaffold")
+    }
+
     async fn readable(&mut self) -> Result<(), SourceError> {
         while !self.inbox.has_message().map_err(|what| self.nonsense(what))? {
             if self.pace.as_ref().is_some_and(Pace::pauses) {

@@ -9,7 +9,7 @@ use crate::{
         pgoutput,
         wire::{Question, Wire},
     },
-    source::{Item, Source, SourceError},
+    source::{Item, LoadTable, Loaded, Source, SourceError},
     transaction::Transaction,
 };
 
@@ -66,6 +66,14 @@ impl<W: Wire> PostgresSource<W> {
 }
 
 impl<W: Wire> Source for PostgresSource<W> {
+    async fn load(&mut self, tables: Vec<LoadTable>) -> Result<Lsn, SourceError> {
+        self.wire.load(tables).await
+    }
+
+    async fn loaded(&mut self) -> Result<Option<Loaded>, SourceError> {
+        self.wire.loaded().await
+    }
+
     async fn ready(&mut self) -> Result<(), SourceError> {
         let Some(question) = &self.asked else { return self.wire.readable().await };
         let facts = self.wire.facts(question).await?;

@@ -4,7 +4,10 @@ use std::{collections::HashMap, future::Future};
 
 use postgres_types::Type;
 
-use crate::source::SourceError;
+use crate::{
+    lsn::Lsn,
+    source::{LoadTable, Loaded, SourceError},
+};
 
 /// The replication connection as the stream sees it. The simulation has another one.
 pub trait Wire {
@@ -21,6 +24,12 @@ pub trait Wire {
     /// What the catalog says now of a table and of types; nothing is said of what is gone. Cancel safe: asked the same
     /// again it goes on waiting for the same answer.
     fn facts(&mut self, question: &Question) -> impl Future<Output = Result<TableFacts, SourceError>>;
+
+    /// As `Source::load` has it. Not cancel safe.
+    fn load(&mut self, tables: Vec<LoadTable>) -> impl Future<Output = Result<Lsn, SourceError>>;
+
+    /// As `Source::loaded` has it. Cancel safe.
+    fn loaded(&mut self) -> impl Future<Output = Result<Option<Loaded>, SourceError>>;
 
     /// Ends the session in good order, so that the slot is free at once.
     fn close(self) -> impl Future<Output = ()>;

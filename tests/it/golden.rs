@@ -156,6 +156,14 @@ struct Recording<W> {
 }
 
 impl<W: Wire> Wire for Recording<W> {
+    async fn load(&mut self, tables: Vec<offshoot::source::LoadTable>) -> Result<offshoot::lsn::Lsn, SourceError> {
+        self.wire.load(tables).await
+    }
+
+    async fn loaded(&mut self) -> Result<Option<offshoot::source::Loaded>, SourceError> {
+        self.wire.loaded().await
+    }
+
     async fn readable(&mut self) -> Result<(), SourceError> {
         self.wire.readable().await
     }
@@ -190,6 +198,14 @@ struct Played {
 }
 
 impl Wire for Played {
+    async fn load(&mut self, _: Vec<offshoot::source::LoadTable>) -> Result<offshoot::lsn::Lsn, SourceError> {
+        unreachable!("nothing is loaded here")
+    }
+
+    async fn loaded(&mut self) -> Result<Option<offshoot::source::Loaded>, SourceError> {
+        unreachable!("nothing is loaded here")
+    }
+
     async fn readable(&mut self) -> Result<(), SourceError> {
         match self.lines.front() {
             Some(Line::Payload(_)) => Ok(()),

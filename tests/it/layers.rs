@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("source", &["lsn", "transaction"]),
     ("progress", &["change", "lsn"]),
     ("sink", &["progress"]),
+    ("replica", &["change"]),
     ("mapping", &["change", "config", "event", "json", "lsn", "sink", "transaction", "text"]),
     ("event", &["mapping"]),
     ("finding", &[]),
