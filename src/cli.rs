@@ -9,6 +9,7 @@ pub mod completions;
 pub mod schema;
 pub mod resume;
 pub mod skip;
+pub mod reload;
 pub mod columns;
 pub mod preview;
 
@@ -66,6 +67,9 @@ pub enum Command {
     /// Leave out one transaction that cannot be published, and keep it in a file
     #[command(long_about = SKIP, after_long_help = EXIT_CODES)]
     Skip(SkipArguments),
+    /// Have what events need of the source's tables loaded from there again
+    #[command(long_about = RELOAD, after_long_help = EXIT_CODES)]
+    Reload(ReloadArguments),
     /// Print the config's JSON Schema, for editors
     #[command(long_about = SCHEMA)]
     ConfigSchema,
@@ -185,6 +189,17 @@ pub struct SkipArguments {
     pub yes: bool,
 }
 
+/// `offshoot reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArguments {
+    /// Which pipeline.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
 /// `--log`, `--log-format`.
 #[derive(Debug, Args)]
 pub struct LogArguments {
@@ -258,7 +273,7 @@ The way to a running pipeline:
   offshoot run -c shop.yaml      # publishes to shop.<schema>.<table>
   offshoot drop -c shop.yaml     # at its end: a forgotten slot fills the disk
 
-`offshoot help run`, `check`, `drop`, `resume` and `skip` say more.";
+`offshoot help run`, `check`, `drop`, `resume`, `skip` and `reload` say more.";
 
 const RUN: &str = "\
 Makes the replication slot and the publication when they are absent, and publishes every change that is committed from \
@@ -334,6 +349,15 @@ read from the slot meanwhile.
 
 Example:
   offshoot skip -c shop.yaml --lsn 16/B374D848";
+
+const RELOAD: &str = "\
+Events that need old values, look-ups or children that a transaction does not carry are made with a copy of the rows of those tables: a \
+compacted topic, offshoot.<name>.replica, with a cache of it in data_dir. The cache may be lost at any time; the topic may not: when \
+it was deleted or set back, `run` stops with exit code 5. This command has the tables loaded again, from a snapshot of the source, at the next start. \
+Events that need them begin at the position of that snapshot. No offshoot may read from the slot meanwhile.
+
+Example:
+  offshoot reload -c shop.yaml";
 
 #[cfg(test)]
 mod tests {

@@ -250,6 +250,10 @@ pub struct Limits {
     #[serde(deserialize_with = "size")]
     #[schemars(schema_with = "schema::size")]
     pub spill: ByteSize,
+    /// What the cache of the replica may take of memory, beside `memory`; nothing where the mapping needs no replica.
+    #[serde(deserialize_with = "size")]
+    #[schemars(schema_with = "schema::size")]
+    pub replica_cache: ByteSize,
     /// With `exactly_once`: a transaction of more events is spread over several Kafka transactions, its records marked.
     pub transaction_events: u64,
     /// Log that the server may keep for the slot before we warn.
@@ -514,6 +518,7 @@ impl Default for Limits {
         Self {
             memory: ByteSize::mib(24),
             spill: ByteSize::gib(10),
+            replica_cache: ByteSize::mib(32),
             transaction_events: 1_000_000,
             slot_wal_warn: ByteSize::gib(10),
             slot_wal_stop: None,

@@ -77,6 +77,13 @@ impl Ledger {
         Ticket(self.oldest + self.tickets.len() as u64 - 1)
     }
 
+    /// Opens the ticket of records that belong to no transaction: nothing more is confirmed when they are delivered than before them.
+    pub fn aside(&mut self) -> Ticket {
+        let end = self.tickets.back().map_or(self.retired, |last| last.end);
+        self.tickets.push_back(Entry { commit: None, end, pending: 0, closed: false });
+        Ticket(self.oldest + self.tickets.len() as u64 - 1)
+    }
+
     /// Counts records of an open ticket, and what they take of the budget, as sent.
     pub fn sent(&mut self, ticket: Ticket, records: u64, bytes: u64) {
         let entry = self.entry(ticket);

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Drop(arguments) => &arguments.config,
         Command::Resume(arguments) => &arguments.config,
         Command::Skip(arguments) => &arguments.config,
+        Command::Reload(arguments) => &arguments.config,
         Command::ConfigSchema => return print(&cli::schema::schema()),
         Command::Completions { shell } => return print(&cli::completions::completions(*shell)),
     };
@@ -53,6 +54,7 @@ async fn perform(command: &Command, config: &Config) -> Exit {
         Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,
         Command::Resume(arguments) => cli::resume::resume(config, arguments).await,
         Command::Skip(arguments) => cli::skip::skip(config, arguments).await,
+        Command::Reload(arguments) => cli::reload::reload(config, arguments).await,
         Command::ConfigSchema | Command::Completions { .. } => Exit::Clean,
     }
 }

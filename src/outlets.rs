@@ -4,7 +4,9 @@
 //! step, since only the whole transaction says what has happened. Steps are counted: of a transaction that is spread over several Kafka transactions, progress says how many are published, and a
 //! restart walks over these without a record; the mapping sees them all the same.
 
-use std::io;
+use std::{io, sync::Arc};
+
+use serde::Serialize;
 
 use crate::{
     change::{Change, Commit, Content, LogicalMessage, Micros, Op},
@@ -18,8 +20,13 @@ use crate::{
     },
     json,
     lsn::Lsn,
-    mapping::{MapError, Mapping, rules::Rules},
-    sink::{RecordBatch, Ticket},
+    mapping::{
+        MapError, Mapping,
+        kept::KeptRow,
+        rules::{EventRule, Rules},
+    },
+    replica::{Position, Replica, ReplicaError},
+    sink::{Record, RecordBatch, Ticket, Topic},
     transaction::{Spill, SpillError, Transaction},
 };
 
@@ -43,6 +50,8 @@ pub struct Outlets {
 struct Events {
     mapping: Mapping,
     encoder: cloudevents::Encoder,
+    /// How far the replica's copy on disk had come.
+    position: Option<Position>,
 }
 
 /// The ways out, as metrics count them.
@@ -76,6 +85,35 @@ pub enum What {
     Message,
     /// An event.
     Event,
+    /// A row that the replica is to have.
+    Kept {
+        /// A transaction that is spread over several Kafka transactions may be cut after it.
+        cuts: bool,
+    },
+}
+
+/// A table of which the mapping holds rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HeldShape {
+    /// What the mapping calls it.
+    pub table: usize,
+    /// Unquoted.
+    pub schema: String,
+    /// Unquoted.
+    pub name: String,
+    /// Unquoted, in the order of its rows.
+    pub names: Vec<String>,
+    /// Name and type of each: `id int4`.
+    pub columns: Vec<String>,
+    /// Places in `columns` that rows are found by.
+    pub links: Vec<usize>,
+}
+
+impl HeldShape {
+    /// `schema.table`.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
 }
 
 /// What was done to a row, for counting.
@@ -102,6 +140,8 @@ pub struct Step<'a> {
     pub ticket: Ticket,
     /// `None` when they are published already.
     pub out: Option<&'a mut RecordBatch>,
+    /// Where rows go that the replica is to have.
+    pub kept: Option<&'a Arc<Topic>>,
 }
 
 /// What makes of a config its ways out.
@@ -154,12 +194,16 @@ pub enum StepError {
     /// There is no room to find out what it has done.
     #[error(transparent)]
     Net(#[from] SpillError),
+    /// Rows that are held cannot be read or kept.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
 }
 
 impl From<MapError> for StepError {
     fn from(error: MapError) -> Self {
         match error {
             MapError::Spill(error) => StepError::Net(error),
+            MapError::Replica(error) => StepError::Replica(error),
             error => StepError::Encode(EncodeError::Map(error)),
         }
     }
@@ -207,7 +251,14 @@ impl Outlets {
     /// With the events of these rules; `spill` bounds what is netted in memory.
     pub fn with_events(self, config: &Config, rules: Rules, spill: Spill) -> Self {
         let encoder = cloudevents::Encoder::new(&config.name, config.format);
-        Self { events: Some(Events { mapping: Mapping::new(rules, spill), encoder }), ..self }
+        Self { events: Some(Events { mapping: Mapping::new(rules, spill), encoder, position: None }), ..self }
+    }
+
+    /// With the copy on disk of what is held, and how far it has come.
+    pub fn with_replica(mut self, replica: Replica, position: Option<Position>) -> Self {
+        self.mapping().hold(replica);
+        self.events.as_mut().expect("rows are held for events").position = position;
+        self
     }
 
     /// The topics that `changes` of these tables, schema and name, would go to; each once.
@@ -215,8 +266,8 @@ impl Outlets {
         self.changes.as_ref().map_or(Ok(Vec::new()), |changes| changes.topics(tables))
     }
 
-    /// Begins a transaction of `epoch`, whose steps follow.
-    pub fn begin(&mut self, transaction: &Transaction, epoch: u32) -> Result<Leaves, EncodeError> {
+    /// Begins a transaction of `epoch`, whose steps follow. `keeping` when all of it is told, and only rows are to be kept.
+    pub fn begin(&mut self, transaction: &Transaction, epoch: u32, keeping: bool) -> Result<Leaves, EncodeError> {
         self.epoch = epoch;
         self.attributes.0.clear();
         let mut origins: Vec<String> = transaction.origin.iter().cloned().collect();
@@ -246,7 +297,7 @@ impl Outlets {
             return Ok(Leaves::Ignored);
         }
         if let Some(events) = &mut self.events {
-            events.mapping.begin(&transaction.commit);
+            events.mapping.begin(&transaction.commit, keeping);
         }
         Ok(Leaves::Yes)
     }
@@ -254,7 +305,12 @@ impl Outlets {
     /// Takes the next step; `None` when there is no further one. After an error the batch is as it was.
     pub fn step(&mut self, transaction: &mut Transaction, step: Step<'_>) -> Result<Option<Told>, StepError> {
         let commit = transaction.commit;
-        let Some(content) = transaction.next_content()? else { return self.tell_event(&commit, step) };
+        let Some(content) = transaction.next_content()? else {
+            return match self.tell_event(&commit, step)? {
+                Ok(told) => Ok(Some(told)),
+                Err(step) => self.keep_row(step),
+            };
+        };
         if let (Content::Row(change), Some(events)) = (&content, &mut self.events)
             && change.table.asked.mapping
         {
@@ -314,9 +370,10 @@ impl Outlets {
         Ok(())
     }
 
-    fn tell_event(&mut self, commit: &Commit, step: Step<'_>) -> Result<Option<Told>, StepError> {
-        let Some(Events { mapping, encoder }) = &mut self.events else { return Ok(None) };
-        let Some(event) = mapping.next()? else { return Ok(None) };
+    /// The next event; the step again, when there is no further one.
+    fn tell_event<'s>(&mut self, commit: &Commit, step: Step<'s>) -> Result<Result<Told, Step<'s>>, StepError> {
+        let Some(Events { mapping, encoder, .. }) = &mut self.events else { return Ok(Err(step)) };
+        let Some(event) = mapping.next()? else { return Ok(Err(step)) };
         let mut told = Told::nothing(What::Event);
         if let Some(out) = step.out {
             let stamp = cloudevents::Stamp { epoch: self.epoch, commit: *commit, context: &self.attributes };
@@ -327,7 +384,118 @@ impl Outlets {
             };
             batch.count(Outlet::Events, write)?;
         }
+        Ok(Ok(told))
+    }
+
+    /// The next row that the replica is to have.
+    fn keep_row(&mut self, step: Step<'_>) -> Result<Option<Told>, StepError> {
+        let Some(Events { mapping, .. }) = &mut self.events else { return Ok(None) };
+        let Some(row) = mapping.next_kept()? else { return Ok(None) };
+        let told = Told::nothing(What::Kept { cuts: row.splits });
+        if let (Some(out), Some(topic)) = (step.out, step.kept) {
+            keep(&row, topic, step.ticket, out);
+        }
         Ok(Some(told))
+    }
+
+    /// The tables of which rows are held, for events need them.
+    pub fn held(&self) -> Vec<HeldShape> {
+        let Some(Events { mapping, .. }) = &self.events else { return Vec::new() };
+        let rules = mapping.rules();
+        let shape = |table: usize| {
+            let of = &rules.tables[table];
+            HeldShape {
+                table,
+                schema: of.schema.clone(),
+                name: of.name.clone(),
+                names: of.columns.iter().map(|column| column.name.clone()).collect(),
+                columns: of.columns.iter().map(|column| format!("{} {}", column.name, column.ty.name())).collect(),
+                links: rules.links(table),
+            }
+        };
+        mapping.held().into_iter().map(shape).collect()
+    }
+
+    /// Of which load a held table's rows are, and from which position on they are known; `None` is nowhere yet.
+    pub fn set_held(&mut self, table: usize, load: u32, from: Option<Lsn>) {
+        self.mapping().set_held(table, load, from);
+    }
+
+    /// Up to where the copy on disk has what is held, as it was opened.
+    pub fn replica_position(&self) -> Option<Position> {
+        self.events.as_ref().and_then(|events| events.position.clone())
+    }
+
+    /// Empties the copy on disk.
+    pub fn wipe_replica(&mut self) -> Result<(), StepError> {
+        Ok(self.replica().wipe()?)
+    }
+
+    /// A record of the replica's topic.
+    pub fn restore(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), StepError> {
+        Ok(self.mapping().restore(key, value)?)
+    }
+
+    /// What was put is there at the next start.
+    pub fn store(&mut self, position: &Position, durable: bool) -> Result<(), StepError> {
+        Ok(self.replica().commit(position, durable)?)
+    }
+
+    /// Keeps a row that was loaded.
+    pub fn load_row(
+        &mut self,
+        table: usize,
+        load: u32,
+        cells: &[u8],
+        topic: &Arc<Topic>,
+        ticket: Ticket,
+        out: &mut RecordBatch,
+    ) -> Result<(), StepError> {
+        keep(&self.mapping().load_row(table, load, cells)?, topic, ticket, out);
+        Ok(())
+    }
+
+    /// Takes the next row after a key that is of an earlier load out of the topic; false when there is none.
+    pub fn bury(
+        &mut self,
+        table: usize,
+        after: &mut Vec<u8>,
+        topic: &Arc<Topic>,
+        ticket: Ticket,
+        out: &mut RecordBatch,
+    ) -> Result<bool, StepError> {
+        let Some(row) = self.mapping().garbage(table, after)? else { return Ok(false) };
+        keep(&row, topic, ticket, out);
+        Ok(true)
+    }
+
+    /// The events, by their place, that are to tell of rows which were there before, and are not among those that have.
+    pub fn backfills(&self, told: &[String]) -> Vec<usize> {
+        let Some(Events { mapping, .. }) = &self.events else { return Vec::new() };
+        let events = mapping.rules().events.iter().enumerate();
+        let tells = events.filter(|(_, event)| event.backfill && !told.contains(&event.full_name()));
+        tells.map(|(index, _)| index).collect()
+    }
+
+    /// All events that tell of rows which were there before.
+    pub fn backfill_names(&self) -> Vec<String> {
+        let Some(Events { mapping, .. }) = &self.events else { return Vec::new() };
+        mapping.rules().events.iter().filter(|event| event.backfill).map(EventRule::full_name).collect()
+    }
+
+    /// Begins to tell of rows that were there before, as if a transaction had made them at this commit; its steps follow.
+    pub fn begin_backfill(&mut self, commit: &Commit, epoch: u32, events: &[usize]) {
+        self.epoch = epoch;
+        self.attributes.0.clear();
+        self.mapping().begin_backfill(commit, events);
+    }
+
+    fn mapping(&mut self) -> &mut Mapping {
+        &mut self.events.as_mut().expect("rows are held for events").mapping
+    }
+
+    fn replica(&mut self) -> &mut Replica {
+        self.mapping().replica_mut().expect("it was given to the mapping")
     }
 
     /// Steps that a transaction of so many contents may have at most: an event may be told of each, and a tombstone beside it.
@@ -335,6 +503,23 @@ impl Outlets {
         let events = self.events.as_ref().map_or(0, |events| events.mapping.rules().events.len() as u64);
         contents.saturating_mul(1 + 2 * events)
     }
+}
+
+/// Writes a record of the replica's topic.
+fn keep(row: &KeptRow<'_>, topic: &Arc<Topic>, ticket: Ticket, out: &mut RecordBatch) {
+    let start = out.bytes.len();
+    out.bytes.extend_from_slice(row.key);
+    let key_end = out.bytes.len();
+    out.bytes.extend_from_slice(row.value.unwrap_or_default());
+    let headers = out.headers.len();
+    let record = Record {
+        topic: out.topic_index(topic),
+        ticket,
+        key: Some(start..key_end),
+        payload: row.value.map(|_| key_end..out.bytes.len()),
+        headers: headers..headers,
+    };
+    out.records.push(record);
 }
 
 /// A batch that counts what becomes of a step.
@@ -405,15 +590,15 @@ mod tests {
     fn a_transaction_says_what_its_events_are_told_with() {
         let mut outlets = outlets("context: { prefix: ctx, correlationid: correlation_id, traceparent: tp, n: n }\n");
         let context = r#"{"correlation_id": "c-\"1\"", "n": 7, "tp": null, "other": {"x": 1}}"#;
-        assert_eq!(outlets.begin(&said(None, Some(context)), 1).unwrap(), Leaves::Yes);
+        assert_eq!(outlets.begin(&said(None, Some(context)), 1, false).unwrap(), Leaves::Yes);
         let told: Vec<_> = outlets.attributes.0.iter().map(|(name, value)| (&**name, value.as_str())).collect();
         assert_eq!(told, [("correlationid", "c-\"1\""), ("n", "7")]);
-        assert_eq!(outlets.begin(&said(None, None), 1).unwrap(), Leaves::Yes);
+        assert_eq!(outlets.begin(&said(None, None), 1, false).unwrap(), Leaves::Yes);
         assert_eq!(outlets.attributes, Context::default(), "it is of its own transaction alone");
         for (wrong, words) in
             [("x", "it is not a JSON object"), (r#"{"tp": [1]}"#, "its tp is neither text nor a number")]
         {
-            let error = outlets.begin(&said(None, Some(wrong)), 1).unwrap_err().to_string();
+            let error = outlets.begin(&said(None, Some(wrong)), 1, false).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }
@@ -421,7 +606,7 @@ mod tests {
     #[test]
     fn what_comes_from_an_origin_that_is_named_is_ignored() {
         let mut outlets = outlets("context: { prefix: ctx }\nignore_origin: [node_b, mirror]\n");
-        let mut leaves = |origin, context| outlets.begin(&said(origin, context), 1).unwrap();
+        let mut leaves = |origin, context| outlets.begin(&said(origin, context), 1, false).unwrap();
         assert_eq!(leaves(Some("node_b"), None), Leaves::Ignored);
         assert_eq!(leaves(Some("node_a"), None), Leaves::Yes);
         assert_eq!(leaves(None, Some(r#"{"origin": "mirror"}"#)), Leaves::Ignored);
@@ -488,11 +673,11 @@ mod tests {
     /// Topic and key of each record from a step on; those before are walked over.
     fn told_from(first: u64) -> Vec<String> {
         let (mut outlets, mut transaction, mut out) = (shop(), placed(), RecordBatch::default());
-        assert_eq!(outlets.begin(&transaction, 3).unwrap(), Leaves::Yes);
+        assert_eq!(outlets.begin(&transaction, 3, false).unwrap(), Leaves::Yes);
         assert_eq!(outlets.steps_max(transaction.len()), 9);
         for index in 0.. {
             let batch = (index >= first).then_some(&mut out);
-            let step = Step { index, now: 0, ticket: Ticket(1), out: batch };
+            let step = Step { index, now: 0, ticket: Ticket(1), out: batch, kept: None };
             if outlets.step(&mut transaction, step).unwrap().is_none() {
                 assert_eq!(index, 6, "three changes and three events");
                 break;

@@ -3,6 +3,8 @@
 //! One task owns everything. Backpressure is a guard on the arm that reads: while too much is in flight nothing is read,
 //! and Postgres goes on getting its status. Any error ends the loop; what then is the supervisor's.
 
+mod keeping;
+
 use std::{io, time::Duration};
 
 use tokio::{
@@ -10,6 +12,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use self::keeping::Keeping;
 #[cfg(test)]
 use crate::planted::{PlantedBug, is_planted};
 use crate::{
@@ -124,6 +127,9 @@ pub enum Error {
         /// What is the matter, and how to mend it.
         source: EncodeError,
     },
+    /// What is held of the source's tables cannot be kept, or what the topic has of it cannot be read.
+    #[error("keep what events need of the source's tables")]
+    Hold(#[source] StepError),
     /// The spill file cannot be read back.
     #[error("read the spill file of the transaction that commits at {commit}")]
     Spill {
@@ -148,6 +154,28 @@ struct Sending {
     flushed: bool,
     /// It waits until everything before it is committed.
     held: bool,
+    /// Its events are told, and what is left are rows that are to be kept.
+    keeps: bool,
+    /// After the last step it may be cut.
+    cuts: bool,
+}
+
+impl Sending {
+    /// Nothing of a transaction has been sent.
+    fn of(transaction: Transaction, ticket: Ticket) -> Self {
+        let (index, published) = (0, 0);
+        Self {
+            transaction,
+            ticket,
+            index,
+            published,
+            splits: false,
+            flushed: false,
+            held: false,
+            keeps: false,
+            cuts: true,
+        }
+    }
 }
 
 /// What is not committed yet.
@@ -182,6 +210,8 @@ struct Run<'a, 'e, S, K> {
     progress: Option<Progress>,
     /// What of the log is published.
     start: Start,
+    /// What is held of the source's tables.
+    keeping: Keeping,
     /// The source had nothing more when it was last asked.
     dry: bool,
     /// What Postgres has been told.
@@ -212,6 +242,7 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
             },
             progress: None,
             start: Start { published: told, partial: None, never_came_to_be: None },
+            keeping: Keeping::default(),
             dry: false,
             told,
             told_at: Instant::now(),
@@ -300,6 +331,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         }
         self.pipe.ledger = Ledger::going_on(&self.pipe.ledger, self.start.published);
         self.progress = progress;
+        self.hold().await?;
         self.pipe.metrics.set_state(State::Streaming);
         Ok(())
     }
@@ -335,30 +367,45 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             }
             self.show();
         }
+        self.store(true)?;
         self.confirm().await
     }
 
     /// Takes what is here, encodes it and sends it, as far as there is room.
     fn pump(&mut self) -> Result<(), Error> {
         self.send_on()?;
+        self.go_on()?;
         self.dry = false;
         while self.sending.is_none() && self.has_room() {
-            match self.pipe.source.next()? {
-                Some(Item::Transaction(transaction)) => {
-                    self.open(transaction)?;
-                    self.commit_if_due()?;
-                }
-                Some(Item::Progress(position)) => {
-                    self.pipe.metrics.received_lsn.set(position.0);
-                    self.pipe.ledger.progress(position);
-                }
-                None => {
-                    self.dry = true;
-                    break;
-                }
+            let Some(item) = self.pipe.source.next()? else {
+                self.dry = true;
+                break;
+            };
+            if let Some(item) = self.may_come(item) {
+                self.take(item)?;
+            } else {
+                self.go_on()?;
             }
         }
         self.flush_or_gather()
+    }
+
+    fn take(&mut self, item: Item) -> Result<(), Error> {
+        match item {
+            Item::Transaction(transaction) => {
+                self.open(transaction)?;
+                self.commit_if_due()
+            }
+            Item::Progress(position) => {
+                self.pipe.metrics.received_lsn.set(position.0);
+                self.pipe.ledger.progress(position);
+                Ok(())
+            }
+            Item::Load(load) => {
+                self.take_load(load)?;
+                self.commit_if_due()
+            }
+        }
     }
 
     /// Begins to send a transaction, unless it is published already.
@@ -378,8 +425,13 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         // Without progress nothing is read.
         let epoch = self.progress.as_ref().map_or(1, |progress| progress.epoch);
         let epoch = progress::epoch_of(epoch, &self.pipe.found, commit.lsn);
-        let leaves = self.pipe.outlets.begin(&transaction, epoch);
-        let sending = Sending { transaction, ticket, index: 0, published, splits, flushed: published > 0, held };
+        let partial = self.start.partial.filter(|partial| partial.commit == commit.lsn);
+        let keeping = partial.is_some_and(|partial| partial.keeping);
+        // Its events are told, and what it says is taken once more for the rows that are to be kept of it.
+        let published = if keeping { transaction.len() } else { published };
+        let leaves = self.pipe.outlets.begin(&transaction, epoch, keeping);
+        let flushed = published > 0 || keeping;
+        let sending = Sending { published, splits, flushed, held, ..Sending::of(transaction, ticket) };
         match leaves {
             Ok(Leaves::Yes) => {
                 self.sending = Some(sending);
@@ -397,6 +449,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Everything of a transaction has been sent.
     fn close(&mut self, sending: Sending) {
         self.pipe.ledger.close(sending.ticket);
+        self.backfilled(sending.transaction.commit.lsn);
         self.pipe.source.recycle(sending.transaction);
     }
 
@@ -412,6 +465,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             }
             StepError::Spill(source) => Error::Spill { commit, source },
             StepError::Net(error) => Error::Source(SourceError::Spill(error)),
+            error @ StepError::Replica(_) => Error::Hold(error),
         }
     }
 
@@ -430,14 +484,16 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let now = (self.pipe.clock)();
         let commit = sending.transaction.commit;
         let splits = sending.splits;
+        let kept = self.keeping.holding.as_ref().map(|_| self.pipe.sink.kept_topic());
         for _ in 0..STEPS_MAX {
-            if !self.has_room() || splits && self.uncommitted.events >= self.pipe.commits.transaction_events_max {
+            let is_full = self.uncommitted.events >= self.pipe.commits.transaction_events_max;
+            if !self.has_room() || splits && is_full && sending.cuts {
                 break;
             }
             let first = self.batch.records.len();
             let is_news = sending.index >= sending.published;
             let out = is_news.then_some(&mut self.batch);
-            let step = Step { index: sending.index, now, ticket: sending.ticket, out };
+            let step = Step { index: sending.index, now, ticket: sending.ticket, out, kept: kept.as_ref() };
             let told = match self.pipe.outlets.step(&mut sending.transaction, step) {
                 Ok(Some(told)) => told,
                 Ok(None) => {
@@ -451,10 +507,14 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 continue;
             }
             count(self.pipe.metrics, &told);
+            if let What::Kept { cuts } = told.what {
+                (sending.keeps, sending.cuts) = (true, cuts);
+                self.keeping.put();
+            }
             if self.batch.records.len() == first {
                 continue;
             }
-            if splits {
+            if splits && !sending.keeps {
                 self.batch.mark_from(first);
             }
             let records = &self.batch.records[first..];
@@ -501,7 +561,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// The transaction that is being sent waits for nothing.
     fn goes_on(&self) -> bool {
         let max = self.pipe.commits.transaction_events_max;
-        let waits = |sending: &Sending| sending.held || sending.splits && self.uncommitted.events >= max;
+        let is_full = self.uncommitted.events >= max;
+        let waits = |sending: &Sending| sending.held || sending.splits && is_full && sending.cuts;
         self.has_room() && self.sending.as_ref().is_some_and(|sending| !waits(sending))
     }
 
@@ -545,7 +606,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 moved.then_some(committed_at + if events > 0 { STATUS_GAP } else { PROGRESS_INTERVAL })
             }
             (Delivery::ExactlyOnce, Some(sending)) => {
-                let full = sending.splits && events >= commits.transaction_events_max;
+                let full = sending.splits && events >= commits.transaction_events_max && sending.cuts;
                 (full || sending.held && (events > 0 || moved)).then_some(now)
             }
             (Delivery::ExactlyOnce, None) if events == 0 => moved.then_some(committed_at + PROGRESS_INTERVAL),
@@ -570,11 +631,11 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let commits = &self.pipe.commits;
         let partial = match &self.sending {
             Some(sending) if open == 0 && sending.splits && !sending.held => {
-                if self.uncommitted.events < commits.transaction_events_max {
+                if self.uncommitted.events < commits.transaction_events_max || !sending.cuts {
                     return Ok(());
                 }
                 let index = sending.index.max(sending.published);
-                Some(Partial { commit: sending.transaction.commit.lsn, index, keeping: false })
+                Some(Partial { commit: sending.transaction.commit.lsn, index, keeping: sending.keeps })
             }
             // Within a transaction nothing can be committed but what holds all of it.
             Some(sending)
@@ -587,16 +648,18 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         };
         let reached = Reached::End { end, partial };
         let is_news = end > self.pipe.ledger.covered() || before.reached != reached || self.uncommitted.events > 0;
+        let is_news = is_news || self.keeping.holding != before.replica;
         if self.uncommitted.committing.is_some() || !is_news {
             return Ok(());
         }
+        let before = before.clone();
+        self.flush()?;
         let found = &self.pipe.found;
-        let mut progress = before.clone();
+        let mut progress = before.holding(self.keeping.commits());
         progress.reached = reached;
         progress.origin = found.origin.clone();
         progress.fingerprint = found.fingerprint.clone();
         progress.time = (self.pipe.clock)();
-        self.flush()?;
         self.pipe.sink.commit(&progress).map_err(|error| self.named(error))?;
         let events = std::mem::take(&mut self.uncommitted.events);
         self.uncommitted.since = None;
@@ -615,6 +678,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             && let Some((Reached::End { end, .. }, events)) = self.uncommitted.committing.take()
         {
             self.pipe.ledger.commit(end);
+            self.keeping.committed(self.news.kept_end.take());
             self.pipe.metrics.commits.inc();
             let (metrics, now) = (self.pipe.metrics, (self.pipe.clock)());
             self.pipe.ledger.newly_retired().for_each(|committed| metrics.delivered(committed, now));
@@ -634,7 +698,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         {
             self.sending.as_mut().expect("it was there").held = false;
         }
-        result.map_err(|error| self.named(error))
+        result.map_err(|error| self.named(error))?;
+        self.store(false)
     }
 
     async fn confirm(&mut self) -> Result<(), Error> {
@@ -649,7 +714,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     }
 
     fn has_room(&self) -> bool {
-        self.pipe.ledger.bytes_in_flight() < self.pipe.in_flight_bytes_max
+        let settles = self.keeping.settles() && self.uncommitted.committing.is_some();
+        self.pipe.ledger.bytes_in_flight() < self.pipe.in_flight_bytes_max && !settles
     }
 
     /// When the next status is due.
@@ -714,6 +780,7 @@ fn count(metrics: &Metrics, told: &Told) {
         What::Row(RowOp::Truncate) => metrics.rows.truncate.inc(),
         What::Message => metrics.messages.inc(),
         What::Event => 0,
+        What::Kept { .. } => metrics.replica_kept_rows.inc(),
     };
     for (outlet, records) in told.records.iter().filter(|(_, records)| *records > 0) {
         let counter = match outlet {
@@ -744,12 +811,12 @@ mod tests {
     }
 
     impl Source for Quiet {
-        async fn load(&mut self, _: Vec<crate::source::LoadTable>) -> Result<Lsn, SourceError> {
-            unreachable!("scaffold")
+        fn load(&mut self, _: Vec<crate::source::LoadTable>) {
+            unreachable!("nothing is held here")
         }
 
-        async fn loaded(&mut self) -> Result<Option<crate::source::Loaded>, SourceError> {
-            unreachable!("scaffold")
+        fn pause(&mut self, _: bool) {
+            unreachable!("nothing is held here")
         }
 
         async fn ready(&mut self) -> Result<(), SourceError> {

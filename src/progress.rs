@@ -12,8 +12,10 @@ use crate::{
     lsn::Lsn,
 };
 
-/// The version of the record's format that this program writes, and the only one that it reads.
+/// The version of the record's format that this program writes, and the last one that it reads.
 pub const FORMAT: u32 = 1;
+/// The version of a record that says what is held: who does not know of it must not go on from there.
+pub const FORMAT_HOLDING: u32 = 2;
 
 /// A progress record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +82,9 @@ pub struct Holding {
     /// Events that have told of the rows which were there before, by name and version.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backfilled: Vec<String>,
+    /// Where the telling of these rows stands in the log, as if it were a transaction, while it is not at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backfilling: Option<Lsn>,
 }
 
 /// A table whose rows are held.
@@ -128,7 +133,8 @@ pub struct Skipped {
 pub enum ProgressError {
     /// Another program's, or another version's.
     #[error(
-        "read the progress record: its format is {found}, this program reads {FORMAT}; use the offshoot that wrote it, or a newer one"
+        "read the progress record: its format is {found}, this program reads {FORMAT} to {FORMAT_HOLDING}; use the offshoot that wrote it, or a \
+         newer one"
     )]
     Format {
         /// What it says.
@@ -159,6 +165,18 @@ impl Progress {
         self.epoch + self.origin.timeline.max(1)
     }
 
+    /// With what is held, or with nothing.
+    pub fn holding(self, replica: Option<Holding>) -> Self {
+        Self { format: if replica.is_some() { FORMAT_HOLDING } else { FORMAT }, replica, ..self }
+    }
+
+    /// As it is when rows of held tables are not known any more: they are loaded again.
+    pub fn forgetting(self) -> Self {
+        let forgotten =
+            self.replica.clone().map(|replica| Holding { tables: Vec::new(), backfilling: None, ..replica });
+        self.holding(forgotten)
+    }
+
     /// The record's value.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("neither maps nor foreign types are in it")
@@ -171,7 +189,7 @@ impl Progress {
             format: u64,
         }
         let head: Head = serde_json::from_slice(value).map_err(ProgressError::Malformed)?;
-        if head.format != u64::from(FORMAT) {
+        if ![FORMAT, FORMAT_HOLDING].map(u64::from).contains(&head.format) {
             return Err(ProgressError::Format { found: head.format });
         }
         serde_json::from_slice(value).map_err(ProgressError::Malformed)
@@ -302,6 +320,19 @@ pub enum Gap {
         /// The server's timeline.
         here: u32,
     },
+    /// What is held of the source's tables is not where it was.
+    #[error(
+        "go on after {end}: topic {topic} {found}, and what events need of the source's tables is in it. If it was deleted or set back, have \
+         it loaded from the source again: offshoot reload"
+    )]
+    NotHeld {
+        /// How far events have come.
+        end: Lsn,
+        /// The topic.
+        topic: String,
+        /// What is the matter with it.
+        found: String,
+    },
     /// Part of a transaction was published as another config would have it.
     #[error(
         "go on within the transaction that commits at {commit}: {index} of its changes were published by another config or \
@@ -328,6 +359,7 @@ impl Gap {
             Self::OtherFingerprint { .. } => {
                 "start the config and the version that began it; or offshoot resume --from-slot"
             }
+            Self::NotHeld { .. } => "offshoot reload",
             Self::SlotAhead { .. } | Self::OtherSystem { .. } => "offshoot resume --from-slot",
         }
     }
@@ -407,7 +439,7 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
     }
     ahead(progress, found.confirmed, going_on.published, end, slot())?;
     match going_on.partial {
-        Some(Partial { commit, index, .. }) if progress.fingerprint != found.fingerprint => {
+        Some(Partial { commit, index, keeping: false }) if progress.fingerprint != found.fingerprint => {
             Err(Gap::OtherFingerprint { commit, index })
         }
         _ => Ok(going_on),

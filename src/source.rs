@@ -14,6 +14,19 @@ pub enum Item {
     Transaction(Transaction),
     /// Nothing was committed up to here that the source has not given before: an idle keepalive.
     Progress(Lsn),
+    /// Of the tables that `load` was asked for.
+    Load(Load),
+}
+
+/// What a load gives, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Rows are as they are at this position: what commits there or later comes in the stream, what committed before is in the rows.
+    From(Lsn),
+    /// Some of them, in no order.
+    Rows(Loaded),
+    /// There are no more.
+    Done,
 }
 
 /// A table whose rows are to be read as they are.
@@ -27,7 +40,7 @@ pub struct LoadTable {
     pub columns: Vec<String>,
 }
 
-/// Rows of a table, as they were at the position that `load` gave.
+/// Rows of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// Index in what `load` was asked for.
@@ -40,12 +53,12 @@ pub struct Loaded {
 
 /// Committed transactions in commit order.
 pub trait Source {
-    /// Begins to read tables as they are at one position of the log, and gives that: what commits there or later comes in the stream,
-    /// what committed before is in the rows that `loaded` gives. A load that was begun before is given up.
-    fn load(&mut self, tables: Vec<LoadTable>) -> impl Future<Output = Result<Lsn, SourceError>>;
+    /// Begins to read tables as they are at one position of the log; `next` gives the position, the rows and their end beside what
+    /// commits. A load that was begun before is given up.
+    fn load(&mut self, tables: Vec<LoadTable>);
 
-    /// The next rows of what `load` began, in no order; `None` at their end. Cancel safe.
-    fn loaded(&mut self) -> impl Future<Output = Result<Option<Loaded>, SourceError>>;
+    /// From now on nothing comes but what is loaded, or everything again.
+    fn pause(&mut self, paused: bool);
 
     /// Waits until `next` has something to give. Cancel safe.
     fn ready(&mut self) -> impl Future<Output = Result<(), SourceError>>;

@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 use crate::{
     causes::told,
     exit::Exit,
+    outlets::StepError,
     pipeline::Error,
     sink::SinkError,
     source::SourceError,
@@ -98,7 +99,8 @@ fn lasting(fault: &Error) -> Option<Exit> {
         Error::Record { .. } => Some(Exit::Sink),
         Error::Encode { source, .. } if source.is_config() => Some(Exit::Config),
         Error::Encode { .. } => Some(Exit::Undecodable),
-        Error::Spill { .. } => Some(Exit::Unexpected),
+        Error::Hold(StepError::Encode(_)) => Some(Exit::Undecodable),
+        Error::Spill { .. } | Error::Hold(_) => Some(Exit::Unexpected),
     }
 }
 
@@ -111,8 +113,10 @@ fn kind(fault: &Error) -> &'static str {
         Error::Encode { source, .. } if source.is_config() => "config",
         Error::Source(SourceError::SlotLost(_)) => "slot_lost",
         Error::Source(SourceError::SlotLimit(_)) => "slot_limit",
-        Error::Source(SourceError::Undecodable(_)) | Error::Encode { .. } => "undecodable",
-        Error::Source(SourceError::Spill(_)) | Error::Spill { .. } => "spill",
+        Error::Source(SourceError::Undecodable(_)) | Error::Encode { .. } | Error::Hold(StepError::Encode(_)) => {
+            "undecodable"
+        }
+        Error::Source(SourceError::Spill(_)) | Error::Spill { .. } | Error::Hold(_) => "spill",
         Error::Sink(SinkError::Passing(_) | SinkError::Late(_)) => "sink_passing",
         Error::Sink(SinkError::Refused(_)) => "sink_refused",
         Error::Sink(SinkError::Record { .. }) | Error::Record { .. } => "record_refused",

@@ -1,7 +1,7 @@
 //! `offshoot preview`: what a config would publish of what is committed from now on, rows on the left and records on the right.
 //! Nothing is sent, and nothing is kept.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 use serde_json::{Value as Json, json};
@@ -20,9 +20,10 @@ use crate::{
     pipeline::Error,
     postgres::{self, assemble::Assembler, preview::Preview, stream::PostgresSource},
     progress,
-    sink::{Record, RecordBatch, Ticket},
-    source::{Item, Source, SourceError},
-    transaction::{Spill, Transaction},
+    replica::Replica,
+    sink::{Record, RecordBatch, Ticket, Topic},
+    source::{Item, Load, LoadTable, Source, SourceError},
+    transaction::{Spill, SpillError, Transaction},
 };
 
 use super::{
@@ -95,9 +96,62 @@ async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<()
     anstream::eprintln!("what is committed from {from} on; nothing is sent or kept; Ctrl-C ends it");
     let assembler = Assembler::new(wanted(patterns, publication_lists), spill);
     let mut source = PostgresSource::new(session, assembler, from, now);
+    // Where the rows are that events need; it is gone with the preview.
+    let dir = tempfile::tempdir().map_err(|cause| SpillError::Io { dir: std::env::temp_dir(), cause });
+    let dir = dir.map_err(SourceError::Spill)?;
+    if !outlets.held().is_empty() {
+        let cache = config.limits.replica_cache.as_u64() as usize;
+        let (replica, _) = Replica::open(dir.path(), &config.name, cache).map_err(|error| Error::Hold(error.into()))?;
+        outlets = outlets.with_replica(replica, None);
+        load(&mut source, &mut outlets).await?;
+    }
     let shown = show(&mut source, &mut outlets, arguments).await;
     source.close().await;
     shown
+}
+
+/// Reads what events need of the source's tables, as they are now. What commits meanwhile waits.
+async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<(), Error> {
+    /// A preview has no other.
+    const LOAD: u32 = 1;
+    let shapes = outlets.held();
+    let asked = shapes.iter().map(|shape| LoadTable {
+        schema: shape.schema.clone(),
+        name: shape.name.clone(),
+        columns: shape.names.clone(),
+    });
+    source.load(asked.collect());
+    source.pause(true);
+    let nowhere = Arc::new(Topic { name: String::new(), table: String::new() });
+    let (mut batch, mut status_at) = (RecordBatch::default(), Instant::now());
+    loop {
+        tokio::select! {
+            biased;
+            () = sleep_until(status_at) => {
+                source.confirm(Lsn::INVALID).await?;
+                status_at = Instant::now() + STATUS_INTERVAL;
+            }
+            ready = source.ready() => ready?,
+        }
+        while let Some(Item::Load(item)) = source.next()? {
+            match item {
+                Load::From(from) => shapes.iter().for_each(|shape| outlets.set_held(shape.table, LOAD, Some(from))),
+                Load::Rows(rows) => {
+                    let (table, mut start) = (shapes[rows.table].table, 0);
+                    for &end in &rows.ends {
+                        let cells = &rows.bytes[start..end];
+                        outlets.load_row(table, LOAD, cells, &nowhere, Ticket(0), &mut batch).map_err(Error::Hold)?;
+                        start = end;
+                    }
+                    batch.clear();
+                }
+                Load::Done => {
+                    source.pause(false);
+                    return Ok(());
+                }
+            }
+        }
+    }
 }
 
 async fn show(source: &mut impl Source, outlets: &mut Outlets, arguments: &PreviewArguments) -> Result<(), Error> {
@@ -117,6 +171,7 @@ async fn show(source: &mut impl Source, outlets: &mut Outlets, arguments: &Previ
         while let Some(item) = source.next()? {
             match item {
                 Item::Progress(position) => seen = seen.max(position),
+                Item::Load(_) => unreachable!("all was loaded before"),
                 Item::Transaction(mut transaction) => {
                     seen = seen.max(transaction.commit.end);
                     let page = page(&mut transaction, outlets)?;
@@ -162,7 +217,7 @@ fn page(transaction: &mut Transaction, outlets: &mut Outlets) -> Result<Page, Er
         }
     }
     transaction.read_again().map_err(failed)?;
-    match outlets.begin(transaction, 1) {
+    match outlets.begin(transaction, 1, false) {
         Ok(Leaves::Yes) => {}
         Ok(Leaves::Ignored) => {
             page.ignored = true;
@@ -175,14 +230,16 @@ fn page(transaction: &mut Transaction, outlets: &mut Outlets) -> Result<Page, Er
     }
     for index in 0.. {
         let mut batch = RecordBatch::default();
-        let step = Step { index, now: now(), ticket: Ticket(0), out: Some(&mut batch) };
+        let step = Step { index, now: now(), ticket: Ticket(0), out: Some(&mut batch), kept: None };
         match outlets.step(transaction, step) {
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(StepError::Spill(source)) => return Err(failed(source)),
             Err(StepError::Net(error)) => return Err(SourceError::Spill(error).into()),
+            Err(error @ StepError::Replica(_)) => return Err(Error::Hold(error)),
             Err(StepError::Encode(error)) => {
                 page.stops = Some(told(&error));
+                keep(transaction, outlets)?;
                 break;
             }
         }
@@ -191,6 +248,22 @@ fn page(transaction: &mut Transaction, outlets: &mut Outlets) -> Result<Page, Er
         page.records.extend(batch.records.iter().take(room).map(|record| Told::of(&batch, record)));
     }
     Ok(page)
+}
+
+/// Takes over what a transaction that cannot be told has done to rows that later events need.
+fn keep(transaction: &mut Transaction, outlets: &mut Outlets) -> Result<(), Error> {
+    let commit = transaction.commit.lsn;
+    transaction.read_again().map_err(|source| Error::Spill { commit, source })?;
+    if outlets.held().is_empty() || !matches!(outlets.begin(transaction, 1, true), Ok(Leaves::Yes)) {
+        return Ok(());
+    }
+    for index in 0.. {
+        let step = Step { index, now: now(), ticket: Ticket(0), out: None, kept: None };
+        if outlets.step(transaction, step).map_err(Error::Hold)?.is_none() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Shown {

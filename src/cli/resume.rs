@@ -125,7 +125,8 @@ fn next(
     let mut next = Progress::creating(epoch, origin, config.fingerprint(), now());
     next.reached = reached;
     next.skipped = progress.and_then(|progress| progress.skipped.clone());
-    Ok(next)
+    // What was held is as of another position.
+    Ok(next.holding(progress.and_then(|progress| progress.replica.clone())).forgetting())
 }
 
 /// What it means for whoever reads the topics.

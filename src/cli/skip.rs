@@ -19,7 +19,7 @@ use crate::{
         save::{SaveError, Saved, save},
         tables::Patterns,
     },
-    progress::{Origin, Progress, Reached, Skipped},
+    progress::{Origin, Partial, Progress, Reached, Skipped},
     source::SourceError,
 };
 
@@ -101,10 +101,23 @@ async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<Exit,
         let _ = fs::remove_file(&path);
         return Err(Failure::AnotherIsNext { next: saved.commit, asked: arguments.lsn });
     }
+    let holds = progress.replica.as_ref().is_some_and(|replica| !replica.tables.is_empty());
+    // It was to be passed over like this before, and even that failed.
+    let failed = matches!(progress.reached, Reached::End { partial: Some(partial), .. } if partial.keeping && partial.commit == saved.commit);
+    let keeps = holds && !failed;
+    let rows = match (holds, keeps) {
+        (false, _) => None,
+        (true, true) => Some("what it did to rows that later events need is taken over by the next run".to_owned()),
+        (true, false) => Some(
+            "rows that later events need are loaded again by the next run: events that need them are not made of what was committed before that"
+                .to_owned(),
+        ),
+    };
     let things = [
         format!("transaction {} that commits at {}, with {} messages", saved.xid, saved.commit, saved.messages),
         format!("it is saved in {}, one message a line", path.display()),
     ];
+    let things: Vec<_> = things.into_iter().chain(rows).collect();
     let question = ("This leaves out, for good:", "It will never be published. Skip it?");
     if let Err(exit) = agreed(question, &things, arguments.yes, "nothing was skipped") {
         return Ok(exit);
@@ -124,9 +137,15 @@ async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<Exit,
             return Err("another offshoot has published since; look again".into());
         }
         let mut next = progress.clone();
-        next.reached = Reached::End { end: saved.end, partial: None };
         (next.origin, next.skipped, next.time) = (origin.clone(), Some(skipped.clone()), now());
-        Ok(next)
+        if keeps {
+            // The next run takes it once more, for what it did to rows that are held, and tells nothing of it.
+            let partial = Some(Partial { commit: saved.commit, index: 0, keeping: true });
+            next.reached = Reached::End { end, partial };
+            return Ok(next);
+        }
+        next.reached = Reached::End { end: saved.end, partial: None };
+        Ok(next.forgetting())
     });
     written.await?;
     anstream::eprintln!("skipped; the next `offshoot run` goes on after {}", saved.end);

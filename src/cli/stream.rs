@@ -19,7 +19,7 @@ use crate::{
     ledger::Ledger,
     lsn::Lsn,
     mapping::{catalog::Catalog, rules::Rules},
-    outlets::Outlets,
+    outlets::{Outlets, StepError},
     pipeline::{Commits, Error, Pipeline},
     postgres::{
         self, Start, Warned, Watch,
@@ -28,6 +28,7 @@ use crate::{
         tables::Patterns,
     },
     progress::{self, Found, Gap, Origin, Progress, Reached},
+    replica::Replica,
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
@@ -194,6 +195,12 @@ async fn connect<'a>(
     let mut outlets = outlets(config, &prepared.database).map_err(misfit)?;
     if let Some(catalog) = &prepared.catalog {
         outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
+    }
+    if !outlets.held().is_empty() {
+        let cache = config.limits.replica_cache.as_u64() as usize;
+        let opened = Replica::open(&config.data_dir, &config.name, cache);
+        let (replica, position) = opened.map_err(|error| Error::Hold(StepError::Replica(error)))?;
+        outlets = outlets.with_replica(replica, position);
     }
     let source = PostgresSource::new(
         session,

@@ -13,6 +13,7 @@ use super::{
 
 /// Below this, librdkafka's queue and the assembler leave each other no room.
 const MEMORY_MIN: ByteSize = ByteSize::mib(8);
+const REPLICA_CACHE_MIN: ByteSize = ByteSize::mib(4);
 /// Four segments: Postgres keeps about so much for any slot, from one checkpoint or long transaction to the next.
 const SLOT_WAL_STOP_MIN: ByteSize = ByteSize::mib(64);
 /// Readers of what is committed wait as long; and Kafka gives up what stays open for too long.
@@ -76,6 +77,9 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
     }
     if config.limits.memory < MEMORY_MIN {
         return refuse(&["limits", "memory"], "`limits.memory` must be at least 8MiB".into());
+    }
+    if config.limits.replica_cache < REPLICA_CACHE_MIN {
+        return refuse(&["limits", "replica_cache"], "`limits.replica_cache` must be at least 4MiB".into());
     }
     if config.limits.transaction_events < TRANSACTION_EVENTS_MIN {
         let said = format!("`limits.transaction_events` must be at least {TRANSACTION_EVENTS_MIN}");

@@ -368,11 +368,10 @@ pub struct Session {
 type Answer = Result<TableFacts, SourceError>;
 
 impl Wire for Session {
-    async fn load(&mut self, _: Vec<crate::source::LoadTable>) -> Result<Lsn, SourceError> {
-        unreachable!("scaffold")
-    }
-
-    async fn loaded(&mut self) -> Result<Option<crate::source::Loaded>, SourceError> {
+    fn load(
+        &mut self,
+        _: Vec<crate::source::LoadTable>,
+    ) -> tokio::sync::mpsc::Receiver<Result<crate::source::Load, SourceError>> {
         unreachable!("scaffold")
     }
 

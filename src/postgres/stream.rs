@@ -1,5 +1,9 @@
 //! `PostgresSource`: a `Wire` -> committed transactions, by way of frame, pgoutput and assemble.
 
+use std::future::pending;
+
+use tokio::sync::mpsc::Receiver;
+
 use crate::{
     change::Micros,
     lsn::Lsn,
@@ -9,7 +13,7 @@ use crate::{
         pgoutput,
         wire::{Question, Wire},
     },
-    source::{Item, LoadTable, Loaded, Source, SourceError},
+    source::{Item, Load, LoadTable, Source, SourceError},
     transaction::Transaction,
 };
 
@@ -21,6 +25,12 @@ pub struct PostgresSource<W> {
     asked: Option<Question>,
     confirmed: Lsn,
     clock: fn() -> Micros,
+    /// What is being loaded.
+    loading: Option<Receiver<Result<Load, SourceError>>>,
+    /// What of that has come and was not given yet; `None` within when it has broken off.
+    loaded: Option<Option<Result<Load, SourceError>>>,
+    /// Nothing is read but what is loaded.
+    paused: bool,
     /// The server wants a status now.
     status_wanted: bool,
     /// Where in the log we are, for messages.
@@ -54,7 +64,28 @@ pub enum Reason {
 impl<W: Wire> PostgresSource<W> {
     /// Goes on from `confirmed`, which the slot has.
     pub fn new(wire: W, assembler: Assembler, confirmed: Lsn, clock: fn() -> Micros) -> Self {
-        Self { wire, assembler, asked: None, confirmed, clock, status_wanted: false, lsn: confirmed }
+        Self {
+            wire,
+            assembler,
+            asked: None,
+            confirmed,
+            clock,
+            loading: None,
+            loaded: None,
+            paused: false,
+            status_wanted: false,
+            lsn: confirmed,
+        }
+    }
+
+    /// What has come of the load since it was last asked. Between two of its items the stream has a turn.
+    fn next_load(&mut self) -> Result<Option<Load>, SourceError> {
+        let Some(load) = self.loaded.take() else { return Ok(None) };
+        let load = load.unwrap_or_else(|| Err(SourceError::Passing("the load has broken off".into())))?;
+        if load == Load::Done {
+            self.loading = None;
+        }
+        Ok(Some(load))
     }
 
     fn fault(&self, reason: Reason) -> SourceError {
@@ -66,24 +97,49 @@ impl<W: Wire> PostgresSource<W> {
 }
 
 impl<W: Wire> Source for PostgresSource<W> {
-    async fn load(&mut self, tables: Vec<LoadTable>) -> Result<Lsn, SourceError> {
-        self.wire.load(tables).await
+    fn load(&mut self, tables: Vec<LoadTable>) {
+        (self.loading, self.loaded) = (Some(self.wire.load(tables)), None);
     }
 
-    async fn loaded(&mut self) -> Result<Option<Loaded>, SourceError> {
-        self.wire.loaded().await
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
     }
 
     async fn ready(&mut self) -> Result<(), SourceError> {
-        let Some(question) = &self.asked else { return self.wire.readable().await };
-        let facts = self.wire.facts(question).await?;
-        self.assembler.answer(facts);
-        self.asked = None;
+        if self.loaded.is_some() {
+            return Ok(());
+        }
+        let Self { wire, assembler, asked, loading, loaded, paused, .. } = self;
+        let load = async {
+            match loading {
+                Some(loading) => loading.recv().await,
+                None => pending().await,
+            }
+        };
+        let stream = async {
+            match (asked.as_ref(), *paused) {
+                (_, true) => pending().await,
+                (None, false) => wire.readable().await.map(|()| None),
+                (Some(question), false) => wire.facts(question).await.map(Some),
+            }
+        };
+        tokio::select! {
+            load = load => *loaded = Some(load),
+            facts = stream => {
+                if let Some(facts) = facts? {
+                    assembler.answer(facts);
+                    *asked = None;
+                }
+            }
+        }
         Ok(())
     }
 
     fn next(&mut self) -> Result<Option<Item>, SourceError> {
-        while self.asked.is_none() {
+        if let Some(load) = self.next_load()? {
+            return Ok(Some(Item::Load(load)));
+        }
+        while self.asked.is_none() && !self.paused {
             let Some(payload) = self.wire.payload()? else { return Ok(None) };
             // The error is made apart from `self`, which the payload borrows.
             let step = match Frame::decode(payload) {

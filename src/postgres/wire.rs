@@ -3,11 +3,9 @@
 use std::{collections::HashMap, future::Future};
 
 use postgres_types::Type;
+use tokio::sync::mpsc::Receiver;
 
-use crate::{
-    lsn::Lsn,
-    source::{LoadTable, Loaded, SourceError},
-};
+use crate::source::{Load, LoadTable, SourceError};
 
 /// The replication connection as the stream sees it. The simulation has another one.
 pub trait Wire {
@@ -25,11 +23,9 @@ pub trait Wire {
     /// again it goes on waiting for the same answer.
     fn facts(&mut self, question: &Question) -> impl Future<Output = Result<TableFacts, SourceError>>;
 
-    /// As `Source::load` has it. Not cancel safe.
-    fn load(&mut self, tables: Vec<LoadTable>) -> impl Future<Output = Result<Lsn, SourceError>>;
-
-    /// As `Source::loaded` has it. Cancel safe.
-    fn loaded(&mut self) -> impl Future<Output = Result<Option<Loaded>, SourceError>>;
+    /// Begins to read tables, as `Source::load` has it, and gives what comes of it: it is read no faster than it is taken, and given up
+    /// when nobody takes it any more.
+    fn load(&mut self, tables: Vec<LoadTable>) -> Receiver<Result<Load, SourceError>>;
 
     /// Ends the session in good order, so that the slot is free at once.
     fn close(self) -> impl Future<Output = ()>;

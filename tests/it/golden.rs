@@ -26,12 +26,13 @@ use offshoot::{
         tables::Patterns,
     },
     sink::{RecordBatch, Ticket},
-    source::{Item, Source, SourceError},
+    source::{Item, Load, LoadTable, Source, SourceError},
     transaction::Spill,
 };
 use postgres_types::{Kind, Type};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use tokio::sync::mpsc::Receiver;
 
 use crate::support::{
     golden::{Scenario, Step},
@@ -156,12 +157,8 @@ struct Recording<W> {
 }
 
 impl<W: Wire> Wire for Recording<W> {
-    async fn load(&mut self, tables: Vec<offshoot::source::LoadTable>) -> Result<offshoot::lsn::Lsn, SourceError> {
-        self.wire.load(tables).await
-    }
-
-    async fn loaded(&mut self) -> Result<Option<offshoot::source::Loaded>, SourceError> {
-        self.wire.loaded().await
+    fn load(&mut self, tables: Vec<LoadTable>) -> Receiver<Result<Load, SourceError>> {
+        self.wire.load(tables)
     }
 
     async fn readable(&mut self) -> Result<(), SourceError> {
@@ -198,11 +195,7 @@ struct Played {
 }
 
 impl Wire for Played {
-    async fn load(&mut self, _: Vec<offshoot::source::LoadTable>) -> Result<offshoot::lsn::Lsn, SourceError> {
-        unreachable!("nothing is loaded here")
-    }
-
-    async fn loaded(&mut self) -> Result<Option<offshoot::source::Loaded>, SourceError> {
+    fn load(&mut self, _: Vec<LoadTable>) -> Receiver<Result<Load, SourceError>> {
         unreachable!("nothing is loaded here")
     }
 

@@ -1,0 +1,418 @@
+//! What is held of the source's tables, in step with what is published: found again at a start, loaded where it is new, told of by
+//! `backfill`, and kept on disk between Kafka's commits.
+//!
+//! A load reads tables as they are at one position of the log. What commits before that goes on meanwhile, without the events that
+//! need these tables; what commits there or later waits until the load is at its end.
+
+use std::{ops::Range, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use tracing::info;
+
+use super::{Error, Run, STATUS_INTERVAL, Sending};
+use crate::{
+    change::{Commit, Micros},
+    ledger::Ledger,
+    lsn::Lsn,
+    outlets::HeldShape,
+    progress::{self, Gap, HeldTable, Holding},
+    replica::Position,
+    sink::{Sink, Ticket},
+    source::{Item, Load, LoadTable, Loaded, Source, SourceError},
+    telemetry::Metrics,
+    transaction::Transaction,
+};
+
+/// What was committed in Kafka is kept on disk at most so often; what is not is read from the topic again at the next start.
+const STORE_INTERVAL: Duration = Duration::from_secs(1);
+/// And so often it outlives the host.
+const DURABLE_INTERVAL: Duration = Duration::from_secs(10);
+/// A copy on disk that is older is not gone on with: deletions that it has not seen may be gone from the topic. Half of its
+/// `delete.retention.ms`.
+const STORE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600 / 2);
+/// While the topic is read, what has been read is kept on disk every so many records.
+const RESTORED_RECORDS: usize = 200_000;
+
+/// What is held, and what is under way about it. Empty where the mapping needs nothing of the kind.
+#[derive(Default)]
+pub(super) struct Keeping {
+    /// As the next progress record has it.
+    pub(super) holding: Option<Holding>,
+    shapes: Vec<HeldShape>,
+    load: Option<Loading>,
+    /// Where the topic ends, after the last record of ours that is durable.
+    end: i64,
+    /// Rows that were put, those of them that the commit on its way covers, and those that are on disk.
+    put: u64,
+    committing: u64,
+    stored: u64,
+    stored_at: Option<Instant>,
+    durable_at: Option<Instant>,
+    /// Events that are to tell of the rows that were there, once the stream is at this position.
+    backfill: Option<(Lsn, Vec<usize>)>,
+    /// What comes after the load, or after the backfill.
+    waiting: Option<Item>,
+}
+
+/// A load.
+struct Loading {
+    /// Indexes in `Keeping::shapes`, as it was asked for.
+    tables: Vec<usize>,
+    number: u32,
+    /// `None` until the source has said it.
+    from: Option<Lsn>,
+    rows: u64,
+    since: Instant,
+}
+
+impl Keeping {
+    /// What has been put is committed in Kafka, but for what was put since.
+    pub(super) fn committed(&mut self, end: Option<i64>) {
+        self.end = end.unwrap_or(self.end).max(self.end);
+    }
+
+    /// What is put from now on is not of the commit that is asked for now.
+    pub(super) fn commits(&mut self) -> Option<Holding> {
+        self.committing = self.put;
+        let end = self.end;
+        self.holding.as_mut().map(|holding| {
+            holding.end = end;
+            holding.clone()
+        })
+    }
+
+    /// It is time that what was put is kept on disk, and for that nothing more must be put until Kafka has committed what was.
+    pub(super) fn settles(&self) -> bool {
+        self.put > self.stored && self.stored_at.is_some_and(|at| at.elapsed() >= STORE_INTERVAL)
+    }
+
+    /// A row was put.
+    pub(super) fn put(&mut self) {
+        self.put += 1;
+    }
+}
+
+/// What the next item of the stream has to wait for.
+fn at(item: &Item) -> Option<Lsn> {
+    match item {
+        Item::Transaction(transaction) => Some(transaction.commit.lsn),
+        Item::Progress(position) => Some(*position),
+        Item::Load(_) => None,
+    }
+}
+
+/// A position before everything that commits at `position` or later, and after all that did before: no commit record starts there.
+fn just_before(position: Lsn) -> Lsn {
+    Lsn(position.0 - 1)
+}
+
+/// Answers the source while something is waited for.
+async fn answering<S: Source, T, E: Into<Error>>(
+    source: &mut S,
+    ledger: &Ledger,
+    told_at: &mut Instant,
+    metrics: &Metrics,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    let mut work = std::pin::pin!(metrics.beating(work));
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done.map_err(Into::into),
+            () = sleep_until(*told_at + STATUS_INTERVAL) => source.confirm(ledger.confirmed()).await?,
+        }
+        *told_at = Instant::now();
+    }
+}
+
+impl<S: Source, K: Sink> Run<'_, '_, S, K> {
+    /// Finds again what is held, and begins to load what is not.
+    pub(super) async fn hold(&mut self) -> Result<(), Error> {
+        let Some(progress) = &self.progress else { return Ok(()) };
+        let before = progress.replica.clone();
+        self.keeping.shapes = self.pipe.outlets.held();
+        if self.keeping.shapes.is_empty() {
+            // What was held is not in step any more, should it be needed again.
+            self.keeping.holding = before.map(|before| Holding { tables: Vec::new(), ..before });
+            return Ok(());
+        }
+        let mut holding = before
+            .unwrap_or_else(|| Holding { generation: format!("{:016x}", fastrand::u64(..)), ..Holding::default() });
+        if self.start.never_came_to_be.is_some() {
+            holding.tables.clear();
+        }
+        let published = self.start.published;
+        let topic = self.find_topic(&holding).await?;
+        let shapes = &self.keeping.shapes;
+        let shape_of = |table: &HeldTable| {
+            shapes.iter().find(|shape| shape.full_name() == table.table && shape.columns == table.columns)
+        };
+        holding.tables.retain(|table| table.complete && shape_of(table).is_some());
+        for table in &holding.tables {
+            let shape = shape_of(table).expect("only those are left");
+            self.pipe.outlets.set_held(shape.table, table.load, Some(table.from));
+        }
+        let is_held = |shape: &HeldShape| holding.tables.iter().any(|table| table.table == shape.full_name());
+        let missing: Vec<usize> = (0..shapes.len()).filter(|index| !is_held(&shapes[*index])).collect();
+        self.read_topic(&holding, topic).await?;
+        if !missing.is_empty() {
+            let now = (self.pipe.clock)() / 1_000_000;
+            holding.loads = (holding.loads + 1).max(now as u32);
+            self.load(missing, holding.loads);
+        } else if let Some(at) = holding.backfilling {
+            self.plan_backfill(&holding, Lsn(at.0 + 1));
+        } else {
+            self.plan_backfill(&holding, published);
+        }
+        self.keeping.holding = Some(holding);
+        self.keeping.stored_at = Some(Instant::now());
+        self.keeping.durable_at = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Where the topic begins and ends; it is made when nothing is to be in it.
+    async fn find_topic(&mut self, holding: &Holding) -> Result<Range<i64>, Error> {
+        let make = holding.tables.is_empty();
+        let super::Pipeline { source, sink, ledger, metrics, .. } = &mut *self.pipe;
+        let name = sink.kept_topic().name.clone();
+        let found = answering(source, ledger, &mut self.told_at, metrics, sink.find_kept(make)).await?;
+        let lost = |found: String| {
+            let end = self.start.published;
+            Error::Source(SourceError::SlotLost(Box::new(Gap::NotHeld { end, topic: name, found })))
+        };
+        match found {
+            None => Err(lost("is not there".into())),
+            Some(range) if !make && range.end < holding.end => {
+                Err(lost(format!("ends at offset {}, and we have written up to {}", range.end, holding.end)))
+            }
+            Some(range) => Ok(range),
+        }
+    }
+
+    /// Reads what of the topic the copy on disk does not have.
+    async fn read_topic(&mut self, holding: &Holding, topic: Range<i64>) -> Result<(), Error> {
+        let now = (self.pipe.clock)();
+        let shapes = serde_json::to_string(&self.keeping.shapes).expect("plain texts");
+        let position =
+            |offset, time| Position { generation: holding.generation.clone(), offset, time, shapes: shapes.clone() };
+        let age = |time: Micros| Duration::from_micros((now - time).max(0) as u64);
+        let is_ours = |found: &Position| {
+            (&found.generation, &found.shapes) == (&holding.generation, &shapes)
+                && (topic.start..=topic.end).contains(&found.offset)
+                && age(found.time) < STORE_AGE_MAX
+        };
+        let mut from = match self.pipe.outlets.replica_position().filter(is_ours) {
+            Some(found) => found.offset,
+            None => {
+                self.pipe.outlets.wipe_replica().map_err(Error::Hold)?;
+                topic.start
+            }
+        };
+        let (began, first) = (Instant::now(), from);
+        let mut since = 0;
+        loop {
+            let super::Pipeline { source, sink, ledger, metrics, outlets, .. } = &mut *self.pipe;
+            let kept = sink.kept(from, topic.end);
+            let Some(kept) = answering(source, ledger, &mut self.told_at, metrics, kept).await? else { break };
+            for (key, value) in &kept.records {
+                outlets.restore(key, value.as_deref()).map_err(Error::Hold)?;
+            }
+            from = kept.next;
+            since += kept.records.len();
+            if since >= RESTORED_RECORDS {
+                since = 0;
+                outlets.store(&position(from, now), false).map_err(Error::Hold)?;
+                info!(offset = from, end = topic.end, "reads what is held of the source's tables");
+            }
+        }
+        self.pipe.outlets.store(&position(topic.end, now), true).map_err(Error::Hold)?;
+        if topic.end - first > RESTORED_RECORDS as i64 {
+            info!(
+                records = topic.end - first,
+                seconds = began.elapsed().as_secs(),
+                "has read what is held of the source's tables"
+            );
+        }
+        self.keeping.end = topic.end;
+        Ok(())
+    }
+
+    fn load(&mut self, tables: Vec<usize>, number: u32) {
+        let shapes = &self.keeping.shapes;
+        for table in &tables {
+            self.pipe.outlets.set_held(shapes[*table].table, number, None);
+        }
+        let asked = tables.iter().map(|table| {
+            let HeldShape { schema, name, names, .. } = &shapes[*table];
+            LoadTable { schema: schema.clone(), name: name.clone(), columns: names.clone() }
+        });
+        self.pipe.source.load(asked.collect());
+        // What commits before the rows may go on, and that is not known yet.
+        self.pipe.source.pause(true);
+        self.keeping.load = Some(Loading { tables, number, from: None, rows: 0, since: Instant::now() });
+    }
+
+    /// Takes what a load gives.
+    pub(super) fn take_load(&mut self, load: Load) -> Result<(), Error> {
+        match load {
+            Load::From(from) => {
+                let loading = self.keeping.load.as_mut().expect("it was asked for");
+                loading.from = Some(from);
+                let (number, holding) = (loading.number, self.keeping.holding.as_mut().expect("it is held"));
+                for table in &loading.tables {
+                    let shape = &self.keeping.shapes[*table];
+                    self.pipe.outlets.set_held(shape.table, number, Some(from));
+                    holding.tables.push(HeldTable {
+                        table: shape.full_name(),
+                        columns: shape.columns.clone(),
+                        load: number,
+                        from,
+                        complete: false,
+                    });
+                    info!(table = shape.full_name(), %from, "loads the table; events that need it begin there");
+                }
+                self.pipe.source.pause(false);
+                Ok(())
+            }
+            Load::Rows(rows) => self.keep_loaded(&rows),
+            Load::Done => {
+                let loading = self.keeping.load.take().expect("it was asked for");
+                let mut holding = self.keeping.holding.clone().expect("it is held");
+                let of_it = holding.tables.iter_mut().filter(|table| table.load == loading.number);
+                of_it.for_each(|table| table.complete = true);
+                for table in &loading.tables {
+                    self.bury(*table)?;
+                }
+                info!(rows = loading.rows, seconds = loading.since.elapsed().as_secs(), "has loaded what events need");
+                self.plan_backfill(&holding, self.pipe.ledger.sent_whole());
+                self.keeping.holding = Some(holding);
+                self.go_on()
+            }
+        }
+    }
+
+    fn keep_loaded(&mut self, rows: &Loaded) -> Result<(), Error> {
+        let loading = self.keeping.load.as_mut().expect("it was asked for");
+        let (table, number) = (self.keeping.shapes[loading.tables[rows.table]].table, loading.number);
+        loading.rows += rows.ends.len() as u64;
+        self.pipe.metrics.replica_loaded_rows.inc_by(rows.ends.len() as u64);
+        let ticket = self.pipe.ledger.aside();
+        let topic = self.pipe.sink.kept_topic();
+        let mut start = 0;
+        for &end in &rows.ends {
+            let cells = &rows.bytes[start..end];
+            self.pipe.outlets.load_row(table, number, cells, &topic, ticket, &mut self.batch).map_err(Error::Hold)?;
+            start = end;
+            self.kept_one(ticket)?;
+        }
+        self.pipe.ledger.close(ticket);
+        self.flush()
+    }
+
+    /// Rows of loads before: they are not there for anybody, and leave the topic.
+    fn bury(&mut self, table: usize) -> Result<(), Error> {
+        let ticket = self.pipe.ledger.aside();
+        let topic = self.pipe.sink.kept_topic();
+        let (table, mut after) = (self.keeping.shapes[table].table, Vec::new());
+        while self.pipe.outlets.bury(table, &mut after, &topic, ticket, &mut self.batch).map_err(Error::Hold)? {
+            self.kept_one(ticket)?;
+        }
+        self.pipe.ledger.close(ticket);
+        self.flush()
+    }
+
+    /// The last record of the batch is of the replica's topic.
+    fn kept_one(&mut self, ticket: Ticket) -> Result<(), Error> {
+        let bytes = self.batch.len_of(self.batch.records.last().expect("it was just written"));
+        self.pipe.ledger.sent(ticket, 1, bytes as u64);
+        self.uncommitted.events += 1;
+        self.keeping.put();
+        if self.batch.bytes.len() >= super::BATCH_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// Whether an item of the stream comes now; else it is kept until it may.
+    pub(super) fn may_come(&mut self, item: Item) -> Option<Item> {
+        let Some(at) = at(&item) else { return Some(item) };
+        let loads = self.keeping.load.as_ref().is_some_and(|load| load.from.is_none_or(|from| at >= from));
+        let tells = self.keeping.backfill.as_ref().is_some_and(|(from, _)| at >= *from);
+        if !loads && !tells {
+            return Some(item);
+        }
+        self.pipe.source.pause(true);
+        self.keeping.waiting = Some(item);
+        None
+    }
+
+    /// What has waited and may come now: the rows that were there, then what comes after them.
+    pub(super) fn go_on(&mut self) -> Result<(), Error> {
+        if self.keeping.load.is_some() || self.keeping.waiting.is_none() || self.sending.is_some() {
+            return Ok(());
+        }
+        if let Some((from, events)) = self.keeping.backfill.take() {
+            return self.open_backfill(from, &events);
+        }
+        self.pipe.source.pause(false);
+        let item = self.keeping.waiting.take().expect("it was looked for");
+        self.take(item)
+    }
+
+    /// Events that tell of rows that were there before are due once the stream is where the rows are as they are held.
+    fn plan_backfill(&mut self, holding: &Holding, published: Lsn) {
+        let events = self.pipe.outlets.backfills(&holding.backfilled);
+        if events.is_empty() {
+            return;
+        }
+        let from = holding.tables.iter().map(|table| table.from).max().unwrap_or(published);
+        self.keeping.backfill = Some((from.max(published), events));
+    }
+
+    fn open_backfill(&mut self, from: Lsn, events: &[usize]) -> Result<(), Error> {
+        let mut transaction = Transaction::new();
+        let commit = Commit { xid: 0, lsn: just_before(from), end: from, time: (self.pipe.clock)() };
+        transaction.commit = commit;
+        let partial = self.start.partial.filter(|partial| partial.commit == commit.lsn);
+        let published = partial.map_or(0, |partial| partial.index);
+        info!(%from, "tells of the rows that were there before");
+        self.keeping.holding.as_mut().expect("it is held").backfilling = Some(commit.lsn);
+        let epoch = self.progress.as_ref().map_or(1, |progress| progress.epoch);
+        let epoch = progress::epoch_of(epoch, &self.pipe.found, commit.lsn);
+        self.pipe.outlets.begin_backfill(&commit, epoch, events);
+        let ticket = self.pipe.ledger.open(commit);
+        self.sending =
+            Some(Sending { published, splits: true, flushed: published > 0, ..Sending::of(transaction, ticket) });
+        self.encode()
+    }
+
+    /// The rows that were there are all told of.
+    pub(super) fn backfilled(&mut self, commit: Lsn) {
+        let Some(holding) = self.keeping.holding.as_mut().filter(|holding| holding.backfilling == Some(commit)) else {
+            return;
+        };
+        holding.backfilling = None;
+        holding.backfilled = self.pipe.outlets.backfill_names();
+    }
+
+    /// Keeps on disk what was put, when Kafka has committed all of it.
+    pub(super) fn store(&mut self, is_last: bool) -> Result<(), Error> {
+        let Keeping { put, committing, stored, stored_at, durable_at, .. } = &mut self.keeping;
+        let (Some(at), Some(durable)) = (*stored_at, *durable_at) else { return Ok(()) };
+        let is_quiet = *put == *committing && self.uncommitted.committing.is_none();
+        if !is_quiet || *put == *stored || !is_last && at.elapsed() < STORE_INTERVAL {
+            return Ok(());
+        }
+        let is_durable = is_last || durable.elapsed() >= DURABLE_INTERVAL;
+        *stored = *put;
+        *stored_at = Some(Instant::now());
+        if is_durable {
+            *durable_at = Some(Instant::now());
+        }
+        let holding = self.keeping.holding.as_ref().expect("something was put");
+        let position = Position {
+            generation: holding.generation.clone(),
+            offset: self.keeping.end,
+            time: (self.pipe.clock)(),
+            shapes: serde_json::to_string(&self.keeping.shapes).expect("plain texts"),
+        };
+        self.pipe.outlets.store(&position, is_durable).map_err(Error::Hold)
+    }
+}
