@@ -13,6 +13,8 @@ pub struct Context(pub Vec<(Arc<str>, String)>);
 pub struct Event<'a> {
     /// What it is an event of, and where it goes.
     pub rule: &'a EventRule,
+    /// The rule's place among those of the config.
+    pub number: usize,
     /// Its place among the events of its transaction, from 0.
     pub index: u64,
     /// The record's key: the aggregate's, as text.

@@ -82,6 +82,8 @@ pub struct Counts {
     pub no_ops: u64,
     /// Of these, rows that have changed and no event tells of.
     pub unmapped: u64,
+    /// Transactions whose rows were put together on disk.
+    pub on_disk: u64,
 }
 
 /// A transaction cannot be told. It lasts: the same transaction comes again after a restart.
@@ -389,6 +391,7 @@ impl Mapping {
         let Buffers { key, previous, row, data, cause_row, .. } = &self.giving;
         Ok(Some(Event {
             rule: &self.rules.events[made.rule],
+            number: made.rule,
             index: made.index,
             key: if made.is_tombstone { previous } else { key },
             previous_key: made.has_previous.then_some(previous),
@@ -396,6 +399,12 @@ impl Mapping {
             data: (!made.is_tombstone).then_some(data),
             cause: made.cause.map(|cause| (&self.rules.events[cause], &cause_row[..])),
         }))
+    }
+
+    /// The last event does not count.
+    #[cfg(test)]
+    pub(crate) fn uncount(&mut self) {
+        self.giver.as_mut().expect("an event was made").index -= 1;
     }
 
     /// The end of the changes: puts in order what they touch.
@@ -445,6 +454,7 @@ impl Mapping {
                 Ok(())
             },
         )?;
+        counts.on_disk += u64::from(store.file_bytes() > 0);
         self.giver = Some(giver);
         Ok(())
     }

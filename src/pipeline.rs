@@ -20,11 +20,11 @@ use crate::{
     config::Delivery,
     ledger::Ledger,
     lsn::Lsn,
-    outlets::{EncodeError, Leaves, Outlet, Outlets, RowOp, Step, StepError, Told, What},
+    outlets::{Counts, EncodeError, Leaves, Outlet, Outlets, RowOp, Step, StepError, Told, What},
     progress::{self, Found, Partial, Progress, Reached, Start},
     sink::{News, RecordBatch, Sink, SinkError, Ticket},
     source::{Item, Source, SourceError},
-    telemetry::{Metrics, State},
+    telemetry::{Counter, Metrics, State},
     transaction::Transaction,
 };
 
@@ -202,6 +202,10 @@ struct Run<'a, 'e, S, K> {
     batch: RecordBatch,
     /// When a batch that was held back is to be sent.
     gather_until: Option<Instant>,
+    /// By event, as `Outlets::event_names` has them.
+    events: Vec<Counter>,
+    /// What of the rows of mapped tables has been shown.
+    counted: Counts,
     /// Records handed to the sink and not acknowledged.
     sent_records: u64,
     news: News,
@@ -225,11 +229,15 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
         let told = self.ledger.confirmed();
         let batch = self.sink.batch();
         let exactly_once = self.commits.delivery == Delivery::ExactlyOnce;
+        let events = self.outlets.event_names();
+        let events = events.into_iter().map(|name| self.metrics.event(name)).collect();
         let mut run = Run {
             pipe: self,
             sending: None,
             batch,
             gather_until: None,
+            counted: Counts::default(),
+            events,
             sent_records: 0,
             news: News::default(),
             uncommitted: Uncommitted {
@@ -506,7 +514,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             if !is_news {
                 continue;
             }
-            count(self.pipe.metrics, &told);
+            self.count(&told);
             if let What::Kept { cuts } = told.what {
                 (sending.keeps, sending.cuts) = (true, cuts);
                 self.keeping.put();
@@ -732,8 +740,42 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         }
     }
 
+    fn count(&self, told: &Told) {
+        let metrics = self.pipe.metrics;
+        match told.what {
+            What::Row(RowOp::Insert) => metrics.rows.insert.inc(),
+            What::Row(RowOp::Update) => metrics.rows.update.inc(),
+            What::Row(RowOp::Delete) => metrics.rows.delete.inc(),
+            What::Row(RowOp::Truncate) => metrics.rows.truncate.inc(),
+            What::Message => metrics.messages.inc(),
+            What::Event(number) => self.events[number].inc(),
+            What::Kept { .. } => metrics.replica_kept_rows.inc(),
+        };
+        for (outlet, records) in told.records.iter().filter(|(_, records)| *records > 0) {
+            let counter = match outlet {
+                Outlet::Changes => &metrics.told.changes,
+                Outlet::Outbox => &metrics.told.outbox,
+                Outlet::Messages => &metrics.told.messages,
+                Outlet::Events => &metrics.told.events,
+            };
+            counter.inc_by(*records);
+        }
+    }
+
+    /// What the rows of mapped tables have come to since it was last shown.
+    fn show_netting(&mut self) {
+        let (metrics, now) = (self.pipe.metrics, self.pipe.outlets.counts());
+        let before = std::mem::replace(&mut self.counted, now);
+        metrics.netting.rows.inc_by(now.rows - before.rows);
+        metrics.netting.no_ops.inc_by(now.no_ops - before.no_ops);
+        metrics.netting.unmapped.inc_by(now.unmapped - before.unmapped);
+        metrics.netting.on_disk.inc_by(now.on_disk - before.on_disk);
+        metrics.netting.bytes.set(self.pipe.outlets.netting_bytes());
+    }
+
     /// What is in flight, and since when.
     fn show(&mut self) {
+        self.show_netting();
         let (metrics, ledger, now) = (self.pipe.metrics, &mut self.pipe.ledger, (self.pipe.clock)());
         metrics.beat();
         if self.pipe.commits.delivery == Delivery::AtLeastOnce {
@@ -769,27 +811,6 @@ fn to_skip(error: &EncodeError, commit: Lsn) -> String {
     match error.says_how_to_go_on() {
         true => String::new(),
         false => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
-    }
-}
-
-fn count(metrics: &Metrics, told: &Told) {
-    match told.what {
-        What::Row(RowOp::Insert) => metrics.rows.insert.inc(),
-        What::Row(RowOp::Update) => metrics.rows.update.inc(),
-        What::Row(RowOp::Delete) => metrics.rows.delete.inc(),
-        What::Row(RowOp::Truncate) => metrics.rows.truncate.inc(),
-        What::Message => metrics.messages.inc(),
-        What::Event => 0,
-        What::Kept { .. } => metrics.replica_kept_rows.inc(),
-    };
-    for (outlet, records) in told.records.iter().filter(|(_, records)| *records > 0) {
-        let counter = match outlet {
-            Outlet::Changes => &metrics.told.changes,
-            Outlet::Outbox => &metrics.told.outbox,
-            Outlet::Messages => &metrics.told.messages,
-            Outlet::Events => &metrics.told.events,
-        };
-        counter.inc_by(*records);
     }
 }
 

@@ -29,6 +29,12 @@ pub(crate) enum PlantedBug {
     PartialOneTooMany,
     /// Who says where to go on does so in the epoch that there was.
     EpochNotRaised,
+    /// The epoch of a transaction is that of the timeline on which it is published, not of the one that has its commit.
+    EpochOfToday,
+    /// After a restart within a transaction the mapping does not see what is published of it.
+    PublishedIsUnseen,
+    /// After a restart within a transaction its events are counted from there on.
+    EventsCountAnew,
     /// A standby fences off the active one before it has the slot.
     FencesBeforeTheSlot,
     /// A row that was inserted and deleted is there.

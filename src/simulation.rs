@@ -4,7 +4,10 @@
 //! Only the source's wire, the sink, the clock and randomness are replaced. A *life* goes from a start to its kill; a
 //! *world* (one seed) is a database, a broker and some twenty rounds of one or two lives at a time, the last of which is
 //! left in peace so that everything must arrive. In some worlds a second instance stands by and either may be frozen; in
-//! some the database fails over; now and then somebody resumes from further back.
+//! some the database fails over; now and then somebody resumes from further back. In half of them some tables are mapped, so that
+//! transactions become domain events too (`aggregates.rs`).
+
+mod aggregates;
 
 use std::{
     cell::RefCell,
@@ -26,12 +29,14 @@ use tracing::{
     span,
 };
 
+use self::aggregates::Tables;
 use crate::{
     change::{Asked, Micros},
     config::{Config, Delivery},
     exit::Exit,
     ledger::Ledger,
     lsn::Lsn,
+    mapping::rules::Rules,
     outlets::Outlets,
     pipeline::{Commits, Error, Pipeline},
     planted::{PlantedBug, is_planted, plant},
@@ -42,7 +47,7 @@ use crate::{
         wire::{Question, TableFacts, Wire},
     },
     progress::{Found, Origin, Progress, Reached},
-    sink::{Acknowledgement, News, RecordBatch, Sink, SinkError, Ticket},
+    sink::{Acknowledgement, News, Record, RecordBatch, SPLIT, Sink, SinkError},
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::Metrics,
@@ -66,12 +71,26 @@ struct Committed {
     xid: u32,
     commit: Lsn,
     end: Lsn,
-    /// Keys of the rows it writes to the table that is asked for.
-    keys: Vec<u8>,
+    contents: Vec<Content>,
     /// It also writes to a table that nobody asked for.
     other: bool,
     /// It is a message that stands alone.
     alone: bool,
+    /// It comes from where `ignore_origin` says.
+    ignored: bool,
+    /// Domain events.
+    events: Rc<[Published]>,
+    /// The mapped tables after it.
+    tables: Rc<Tables>,
+}
+
+/// A row or a message of a transaction, as they are counted.
+#[derive(Clone)]
+enum Content {
+    /// The key of a row of the table that is asked for, or of a message.
+    Key(u8),
+    /// What is done to a mapped table, as the log has it.
+    Mapped(Rc<[u8]>),
 }
 
 /// Keys from here on are not of rows, but of messages.
@@ -79,19 +98,26 @@ const FIRST_OF_MESSAGES: u8 = 4;
 /// The messages' prefix.
 const PREFIX: &str = "sim";
 
+/// Events come after the contents of their transaction, however many these are.
+const FIRST_OF_EVENTS: u64 = 1 << 32;
+
 /// A record that the broker has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Published {
     xid: u32,
     commit: Lsn,
     index: u64,
     key: u8,
+    /// All that an event says, but for its epoch.
+    event: Option<Rc<str>>,
 }
 
 /// A record, and who published it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Told {
     published: Published,
+    /// Of an event.
+    epoch: Option<u32>,
     /// Which of those that have taken over.
     producer: u64,
     /// How many times somebody had resumed when it did.
@@ -132,6 +158,13 @@ struct Covered {
     /// Gave up for good, since it had taken the slot of a primary that was replaced meanwhile.
     stale: usize,
     records: usize,
+    events: usize,
+    /// Starts that went on within the events of a transaction.
+    within_events: usize,
+    /// Transactions whose rows were put together on disk.
+    netted_on_disk: usize,
+    /// Transactions that were left out for where they came from.
+    ignored: usize,
 }
 
 /// The database, the broker, and what is left of them between lives.
@@ -161,6 +194,8 @@ struct World {
     standby: bool,
     /// The database may fail over.
     fails_over: bool,
+    /// Some tables are mapped; what their statements are drawn from.
+    mapped: Option<Rng>,
     /// Partitions of the topic, as who reads what is committed sees them.
     topic: [Vec<Told>; PARTITIONS],
     /// Everything that is in the topic to be seen, and the last resume it was published after.
@@ -196,6 +231,7 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let events = if rng.bool() { 10_000 } else { rng.u64(5..40) };
         let (standby, fails_over) = (rng.bool(), rng.bool());
+        let mapped = rng.bool().then(|| rng.fork());
         let origin = Origin { system_identifier: "7".into(), timeline: 1, slot: "offshoot_sim".into() };
         Self {
             rng,
@@ -213,6 +249,7 @@ impl World {
             delivery,
             standby,
             fails_over,
+            mapped,
             topic: Default::default(),
             durable: HashMap::new(),
             open: Default::default(),
@@ -248,21 +285,42 @@ impl World {
             let end = Lsn(self.position.0 + 48);
             self.position = end;
             self.xid += 1;
-            let (commit, keys) = (Lsn(end.0 - 1), vec![self.rng.u8(FIRST_OF_MESSAGES..6)]);
-            return self.log.push(Committed { xid: self.xid, commit, end, keys, other: false, alone: true });
+            let alone = Committed {
+                xid: self.xid,
+                commit: Lsn(end.0 - 1),
+                end,
+                contents: vec![Content::Key(self.rng.u8(FIRST_OF_MESSAGES..6))],
+                other: false,
+                alone: true,
+                ignored: false,
+                events: Rc::default(),
+                tables: self.tables(),
+            };
+            return self.log.push(alone);
         }
         let rows = match self.rng.u8(..20) {
             0 => 0,
             1 => self.rng.usize(20..60),
             _ => self.rng.usize(1..4),
         };
-        let keys = (0..rows).map(|_| self.rng.u8(..6)).collect();
+        let contents = (0..rows).map(|_| Content::Key(self.rng.u8(..6))).collect();
         let commit = self.position;
         let end = Lsn(commit.0 + 48);
         self.position = end;
         let other = self.rng.u8(..3) == 0;
         self.xid += 1;
-        self.log.push(Committed { xid: self.xid, commit, end, keys, other, alone: false });
+        let (xid, events, tables) = (self.xid, Rc::default(), self.tables());
+        let mut transaction =
+            Committed { xid, commit, end, contents, other, alone: false, ignored: false, events, tables };
+        if let Some(rng) = &mut self.mapped {
+            transaction.write_mapped(rng);
+        }
+        self.log.push(transaction);
+    }
+
+    /// The mapped tables as they are.
+    fn tables(&self) -> Rc<Tables> {
+        self.log.last().map(|last| last.tables.clone()).unwrap_or_default()
     }
 
     /// A standby is promoted that had not received the end of the log; its copy of the slot may be behind.
@@ -382,7 +440,7 @@ impl World {
 
     fn publish_open(&mut self) {
         for (open, topic) in self.open.iter_mut().zip(&mut self.topic) {
-            self.durable.extend(open.iter().map(|told| (told.published, told.resumed)));
+            self.durable.extend(open.iter().map(|told| (told.published.clone(), told.resumed)));
             topic.append(open);
         }
     }
@@ -415,6 +473,7 @@ impl World {
             }
         }
         let existed: HashSet<Published> = self.log.iter().chain(&self.undone).flat_map(records).collect();
+        self.judge_epochs();
         let mut first_of: HashMap<(u32, u8), u64> = HashMap::new();
         for p in &existed {
             let first = first_of.entry((p.xid, p.key)).or_insert(p.index);
@@ -425,21 +484,21 @@ impl World {
             // By key, and by what is promised to be in order.
             let mut last: HashMap<(u8, u64), Published> = HashMap::new();
             let mut last_of_all: HashMap<u8, Published> = HashMap::new();
-            for Told { published: p, producer, resumed } in partition {
+            for Told { published: p, producer, resumed, .. } in partition {
                 if !existed.contains(&p) {
                     self.break_promise(format!("{p:?} was invented"));
                 }
-                if !seen.insert((p, resumed)) && exactly_once {
+                if !seen.insert((p.clone(), resumed)) && exactly_once {
                     self.break_promise(format!("{p:?} was published twice"));
                 }
                 // Without transactions what an instance left on the way may arrive late.
                 let ordered = if exactly_once { resumed as u64 } else { producer };
-                if let Some(before) = last.insert((p.key, ordered), p)
+                if let Some(before) = last.insert((p.key, ordered), p.clone())
                     && p <= before
                 {
                     self.break_promise(format!("{p:?} came after {before:?}"));
                 }
-                if let Some(before) = last_of_all.insert(p.key, p)
+                if let Some(before) = last_of_all.insert(p.key, p.clone())
                     && p <= before
                     && first_of.get(&(p.xid, p.key)) != Some(&p.index)
                     && !self.standby
@@ -461,14 +520,79 @@ impl World {
         if self.confirmed < end {
             self.break_promise(format!("the slot stays at {}, the log goes to {end}", self.confirmed));
         }
-        self.covered.records = self.topic.iter().map(Vec::len).sum();
+        let told = || self.topic.iter().flatten();
+        (self.covered.records, self.covered.events) =
+            (told().count(), told().filter(|told| told.epoch.is_some()).count());
+        self.covered.ignored = self.log.iter().filter(|transaction| transaction.ignored).count();
     }
+
+    /// Ids and sequences of events: a transaction's are the same whenever it is published, but for who resumes; no other transaction
+    /// has them; and with `exactly_once` no sequence goes back, whatever happened.
+    fn judge_epochs(&mut self) {
+        let mut of: HashMap<(u32, Lsn), u32> = HashMap::new();
+        let mut had: HashMap<(u32, usize), u32> = HashMap::new();
+        let mut last: HashMap<u8, (u32, Lsn, u64)> = HashMap::new();
+        let mut broken = None;
+        for Told { published: p, epoch, resumed, .. } in self.topic.iter().flatten() {
+            let Some(epoch) = *epoch else { continue };
+            let xid = *of.entry((epoch, p.commit)).or_insert(p.xid);
+            if xid != p.xid {
+                broken.get_or_insert(format!("ids of {p:?} are those of transaction {xid}"));
+            }
+            let was = *had.entry((p.xid, *resumed)).or_insert(epoch);
+            if was != epoch {
+                broken.get_or_insert(format!("{p:?} is of epoch {epoch}, and others of its transaction of {was}"));
+            }
+            let sequence = (epoch, p.commit, p.index);
+            if let Some(before) = last.insert(p.key, sequence)
+                && sequence <= before
+                && self.delivery == Delivery::ExactlyOnce
+            {
+                broken.get_or_insert(format!("the sequence of {p:?} is {sequence:?} and comes after {before:?}"));
+            }
+        }
+        if let Some(broken) = broken {
+            self.break_promise(broken);
+        }
+    }
+}
+
+impl Committed {
+    /// Statements on the mapped tables, among its rows, and the events that must come of them.
+    fn write_mapped(&mut self, rng: &mut Rng) {
+        self.ignored = rng.u8(..25) == 0;
+        let (statements, after) = self.tables.write(rng);
+        for statement in statements {
+            // In their order, anywhere among the others.
+            let from = self.contents.iter().rposition(|content| matches!(content, Content::Mapped(_)));
+            let at = rng.usize(from.map_or(0, |last| last + 1)..=self.contents.len());
+            self.contents.insert(at, Content::Mapped(statement.into()));
+        }
+        let of = aggregates::Of { xid: self.xid, commit: self.commit, time: time(self.commit) };
+        let events = aggregates::events(of, &self.tables, &after).into_iter().map(|event| Published {
+            xid: self.xid,
+            commit: self.commit,
+            index: FIRST_OF_EVENTS + event.index,
+            key: event.lane,
+            event: Some(event.text.into()),
+        });
+        (self.events, self.tables) = (events.collect(), after.into());
+    }
+}
+
+/// When a transaction commits.
+fn time(commit: Lsn) -> Micros {
+    EPOCH + commit.0 as i64
 }
 
 /// What is to be published of a transaction.
 fn records(transaction: &Committed) -> impl Iterator<Item = Published> {
-    let Committed { xid, commit, ref keys, .. } = *transaction;
-    keys.iter().enumerate().map(move |(i, &key)| Published { xid, commit, index: i as u64, key })
+    let Committed { xid, commit, ref contents, ref events, ignored, .. } = *transaction;
+    let keys = contents.iter().enumerate().filter_map(move |(i, content)| match *content {
+        Content::Key(key) => Some(Published { xid, commit, index: i as u64, key, event: None }),
+        Content::Mapped(_) => None,
+    });
+    keys.chain(events.iter().cloned()).filter(move |_| !ignored)
 }
 
 fn partition(key: u8) -> usize {
@@ -606,40 +730,54 @@ impl SimWire {
             return;
         }
         for transaction in next {
-            let Committed { xid, commit, end, ref keys, other, alone } = transaction;
+            let Committed { xid, commit, end, ref contents, other, alone, ignored, .. } = transaction;
             let mut send = |message: &[u8]| self.payloads.push_back(compose::wal(Lsn(commit.0 - 1), message));
             // What the envelope of a row would say of it.
             let message = |index: usize, key: u8| {
                 let content = format!(r#"{{"key":{key},"txId":{xid},"sequence":"[\"{}\",\"{index}\"]"}}"#, commit.0);
                 compose::logical(!alone, end, PREFIX, content.as_bytes())
             };
-            if alone {
-                send(&message(0, keys[0]));
+            if let (true, [Content::Key(key)]) = (alone, &contents[..]) {
+                send(&message(0, *key));
                 self.sent = end;
                 continue;
             }
-            send(&compose::begin(commit, EPOCH + commit.0 as i64, xid));
+            send(&compose::begin(commit, time(commit), xid));
+            if ignored {
+                send(&compose::origin(commit, aggregates::IGNORED_ORIGIN));
+            }
             if !self.told_relations || world.rng.u8(..10) == 0 {
                 send(&compose::relation(TABLE, "public", "t", b'd', COLUMNS));
                 send(&compose::relation(OTHER_TABLE, "public", "other", b'd', COLUMNS));
+                for (table, name, columns) in aggregates::RELATIONS {
+                    send(&compose::relation(table, "public", name, b'f', columns));
+                }
                 self.told_relations = true;
+            }
+            if world.mapped.is_some() {
+                let context = format!(r#"{{"xid":{xid}}}"#);
+                send(&compose::logical(true, commit, aggregates::CONTEXT, context.as_bytes()));
             }
             if other {
                 send(&compose::insert(OTHER_TABLE, &[Cell::Text("1"), Cell::Null]));
             }
-            for (index, key) in keys.iter().enumerate() {
-                if *key >= FIRST_OF_MESSAGES {
-                    send(&compose::logical(true, commit, "unasked", b"x"));
-                    send(&message(index, *key));
-                } else {
-                    send(&compose::insert(TABLE, &[Cell::Text(&key.to_string()), Cell::Text("x")]));
+            for (index, content) in contents.iter().enumerate() {
+                match content {
+                    Content::Key(key) if *key >= FIRST_OF_MESSAGES => {
+                        send(&compose::logical(true, commit, "unasked", b"x"));
+                        send(&message(index, *key));
+                    }
+                    Content::Key(key) => {
+                        send(&compose::insert(TABLE, &[Cell::Text(&key.to_string()), Cell::Text("x")]));
+                    }
+                    Content::Mapped(statement) => send(statement),
                 }
             }
             if world.rng.u8(..8) == 0 {
                 // A keepalive inside a transaction: its position says nothing of what is done.
                 self.payloads.push_back(compose::keepalive(world.position, reply));
             }
-            self.payloads.push_back(compose::wal(commit, &compose::commit(commit, end, EPOCH + commit.0 as i64)));
+            self.payloads.push_back(compose::wal(commit, &compose::commit(commit, end, time(commit))));
             self.sent = end;
         }
     }
@@ -719,8 +857,8 @@ struct SimSink {
     resumed: usize,
     /// How often the instance had been frozen before.
     frozen: usize,
-    /// Sent, not appended.
-    queues: [VecDeque<(Published, Ticket, u64)>; PARTITIONS],
+    /// Sent, not appended; acknowledged together.
+    queues: [VecDeque<(Told, Acknowledgement)>; PARTITIONS],
     /// Appended, not acknowledged, with the time when it will be.
     acknowledgements: Vec<(Instant, Acknowledgement)>,
     /// What is to be committed when everything before it has been appended.
@@ -777,10 +915,9 @@ impl SimSink {
         for (partition, queue) in self.queues.iter_mut().enumerate() {
             let some = world.rng.usize(0..=queue.len().min(30));
             let delay = Duration::from_millis(world.rng.u64(0..400));
-            for (published, ticket, bytes) in queue.drain(..some) {
-                let told = Told { published, producer: self.producer, resumed: self.resumed };
+            for (told, acknowledgement) in queue.drain(..some) {
                 world.open[partition].push(told);
-                self.acknowledgements.push((Instant::now() + delay, Acknowledgement { ticket, records: 1, bytes }));
+                self.acknowledgements.push((Instant::now() + delay, acknowledgement));
             }
         }
         if world.delivery == Delivery::AtLeastOnce {
@@ -835,26 +972,42 @@ impl SimSink {
 
     fn enqueue(&mut self, batch: &RecordBatch) {
         for record in &batch.records {
-            let text = |range: &Option<std::ops::Range<usize>>| {
-                std::str::from_utf8(&batch.bytes[range.clone().expect("neither is null here")])
-                    .expect("JSON")
-                    .to_owned()
-            };
-            let (key, payload) = (text(&record.key), text(&record.payload));
-            let number = |text: &str, after: &str| -> u64 {
-                let at = text.find(after).expect("the envelope has it") + after.len();
-                let digits = text[at..].split(|c: char| !c.is_ascii_digit()).next();
-                digits.expect("split gives one").parse().expect("digits")
-            };
-            let key = key.parse().unwrap_or_else(|_| number(&key, "\"id\":") as u8);
-            let xid = number(&payload, "\"txId\":") as u32;
-            let commit = Lsn(number(&payload, "\"sequence\":\"[\\\""));
-            let index = number(&payload, "\\\",\\\"");
-            let published = Published { xid, commit, index, key };
-            let bytes = batch.len_of(record) as u64;
-            self.queues[partition(key)].push_back((published, record.ticket, bytes));
+            let (published, epoch) = read(batch, record);
+            let acknowledgement =
+                Acknowledgement { ticket: record.ticket, records: 1, bytes: batch.len_of(record) as u64 };
+            let queue = &mut self.queues[partition(published.key)];
+            let told = Told { published, epoch, producer: self.producer, resumed: self.resumed };
+            queue.push_back((told, acknowledgement));
         }
     }
+}
+
+/// What a record says, and the epoch of an event.
+fn read(batch: &RecordBatch, record: &Record) -> (Published, Option<u32>) {
+    let text = |range: &std::ops::Range<usize>| std::str::from_utf8(&batch.bytes[range.clone()]).expect("text");
+    let key = text(record.key.as_ref().expect("each has a key"));
+    let payload = record.payload.as_ref().map_or("null", text);
+    let topic = batch.topic(record).name.as_str();
+    if let aggregates::ROOT_TOPIC | aggregates::STATE_TOPIC = topic {
+        let headers = batch.headers[record.headers.clone()].iter().filter(|header| &*header.name != SPLIT);
+        let headers = headers.map(|header| (&*header.name, text(header.value.as_ref().expect("none is null"))));
+        let aggregates::Heard { xid, commit, index, epoch, text } = aggregates::hear(headers, payload);
+        let (index, key) = (FIRST_OF_EVENTS + index, aggregates::lane(topic, key));
+        return (Published { xid, commit, index, key, event: Some(text.into()) }, Some(epoch));
+    }
+    let number = |text: &str, after: &str| -> u64 {
+        let at = text.find(after).expect("the envelope has it") + after.len();
+        let digits = text[at..].split(|c: char| !c.is_ascii_digit()).next();
+        digits.expect("split gives one").parse().expect("digits")
+    };
+    let published = Published {
+        xid: number(payload, "\"txId\":") as u32,
+        commit: Lsn(number(payload, "\"sequence\":\"[\\\"")),
+        index: number(payload, "\\\",\\\""),
+        key: key.parse().unwrap_or_else(|_| number(key, "\"id\":") as u8),
+        event: None,
+    };
+    (published, None)
 }
 
 impl Drop for SimSink {
@@ -901,7 +1054,14 @@ impl Sink for SimSink {
             }
         }
         self.wait_a_moment().await?;
-        Ok(self.world.borrow().last_progress())
+        let world = &mut *self.world.borrow_mut();
+        let progress = world.last_progress();
+        if let Some(Progress { reached: Reached::End { partial: Some(partial), .. }, .. }) = &progress {
+            let begun = world.log.iter().find(|transaction| transaction.commit == partial.commit);
+            let is_within = begun.is_some_and(|begun| partial.index > begun.contents.len() as u64);
+            world.covered.within_events += usize::from(is_within);
+        }
+        Ok(progress)
     }
 
     fn batch(&mut self) -> RecordBatch {
@@ -955,11 +1115,15 @@ impl Sink for SimSink {
     async fn close(self) {}
 }
 
-/// Rows by `changes`, messages by `messages`.
-fn config() -> Config {
-    let text = "{ name: sim, source: { postgres: postgres://u@h/d }, sink: { kafka: { brokers: \"k:1\" } }, \
-                changes: { tables: [public.t] }, messages: [{ prefix: sim, topic: sim.messages, key: key }] }";
-    Config::parse(text, "c", &|_| None).expect("a config")
+/// Rows by `changes`, messages by `messages`, and where tables are mapped events beside them.
+fn config(mapped: bool) -> Config {
+    let text = format!(
+        "{{ name: sim, source: {{ postgres: postgres://u@h/d }}, sink: {{ kafka: {{ brokers: \"k:1\" }} }}, \
+         changes: {{ tables: [public.t] }}, messages: [{{ prefix: sim, topic: sim.messages, key: key }}]{}{} }}",
+        if mapped { "," } else { "" },
+        if mapped { aggregates::CONFIG } else { "" },
+    );
+    Config::parse(&text, "c", &|_| None).expect("a config")
 }
 
 /// One life: the program from its start until it is killed, or stopped when mercy says so.
@@ -981,7 +1145,7 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
             () = sleep_until(stop_at) => return Attempt { result: Ok(()), progressed: false },
             wire = SimWire::connect(world, instance) => wire,
         };
-        let outlets = Outlets::new(&config(), "sim").expect("the template is the default");
+        let mapped = world.borrow().mapped.is_some();
         let (found, budget, memory_max) = {
             let mut w = world.borrow_mut();
             let slot = "offshoot_sim".into();
@@ -997,9 +1161,24 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
         };
         let (confirmed, timeline) = (found.confirmed, found.origin.timeline);
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 20 };
+        let config = config(mapped);
+        let mut outlets = Outlets::new(&config, "sim").expect("the template is the default");
+        if mapped {
+            let rules = Rules::compile(&config, &aggregates::catalog()).expect("rules that need no replica");
+            outlets = outlets.with_events(&config, rules, spill.clone());
+        }
+        let is_mapped = move |name: &str| mapped && ["root", "part"].contains(&name);
         let wanted = Wanted {
-            table: Box::new(|_, name, _| Asked { changes: name == "t", ..Asked::NOBODY }),
-            message: Box::new(|prefix| if prefix == PREFIX { Kept::InOrder } else { Kept::No }),
+            table: Box::new(move |_, name, _| Asked {
+                changes: name == "t",
+                mapping: is_mapped(name),
+                ..Asked::NOBODY
+            }),
+            message: Box::new(move |prefix| match prefix {
+                PREFIX => Kept::InOrder,
+                aggregates::CONTEXT if mapped => Kept::Context,
+                _ => Kept::No,
+            }),
         };
         let assembler = Assembler::new(wanted, spill);
         let sink = SimSink::connect(world, instance, wire.session);
@@ -1121,6 +1300,7 @@ fn world(seed: u64, delivery: Delivery, planted: Option<PlantedBug>) -> World {
     });
     plant(None);
     let mut world = Rc::into_inner(world).expect("all lives are over").into_inner();
+    world.covered.netted_on_disk = metrics.netting.on_disk.get() as usize;
     if world.broken.is_none() {
         world.judge(&reports.0.lock().expect("one thread"));
     }
@@ -1176,15 +1356,21 @@ impl Covered {
         self.resumes += other.resumes;
         self.stale += other.stale;
         self.records += other.records;
+        self.events += other.events;
+        self.within_events += other.within_events;
+        self.netted_on_disk += other.netted_on_disk;
+        self.ignored += other.ignored;
     }
 
     /// A simulation in which nothing happens proves nothing.
     fn is_enough(&self, delivery: Delivery) {
         let Self { lives, died_in_flight, takeovers, frozen, failovers, undone, resumes, .. } = *self;
+        let Self { events, netted_on_disk, ignored, .. } = *self;
         assert!(died_in_flight * 3 >= lives, "only {died_in_flight} of {lives} lives died with records in flight");
-        assert!([takeovers, frozen, failovers, undone, resumes].iter().all(|&count| count > 0), "{self}");
+        let seen = [takeovers, frozen, failovers, undone, resumes, events, netted_on_disk, ignored];
+        assert!(seen.iter().all(|&count| count > 0), "{self}");
         if delivery == Delivery::ExactlyOnce {
-            assert!(self.woke_up_fenced > 0 && self.splits > 0, "{self}");
+            assert!(self.woke_up_fenced > 0 && self.splits > 0 && self.within_events > 0, "{self}");
         }
     }
 }
@@ -1194,7 +1380,8 @@ impl fmt::Display for Covered {
         write!(
             f,
             "{} lives, {} killed in flight, {} takeovers, {} frozen, {} of them woke up fenced with records in hand, \
-             {} failovers that undid {} published transactions, {} splits, {} resumes, {} gave up an old primary, {} records",
+             {} failovers that undid {} published transactions, {} splits, {} resumes, {} gave up an old primary, {} records; \
+             {} events, {} starts within a transaction's events, {} transactions netted on disk, {} ignored",
             self.lives,
             self.died_in_flight,
             self.takeovers,
@@ -1205,7 +1392,11 @@ impl fmt::Display for Covered {
             self.splits,
             self.resumes,
             self.stale,
-            self.records
+            self.records,
+            self.events,
+            self.within_events,
+            self.netted_on_disk,
+            self.ignored,
         )
     }
 }
@@ -1232,7 +1423,7 @@ fn each_planted_bug_is_found() {
         let (seed, broken) = found.unwrap_or_else(|| panic!("{bug:?} was not found within {SEEDS_MAX} seeds"));
         println!("{bug:?} is found by seed {seed}, {}: {broken}", delivery.as_str());
     };
-    for bug in [ConfirmsNewest, ConfirmsReceived, RetiresOneEarly] {
+    for bug in [ConfirmsNewest, ConfirmsReceived, RetiresOneEarly, EpochOfToday] {
         check(bug, Delivery::AtLeastOnce);
     }
     for bug in [
@@ -1245,6 +1436,9 @@ fn each_planted_bug_is_found() {
         PartialOneTooFew,
         PartialOneTooMany,
         EpochNotRaised,
+        EpochOfToday,
+        PublishedIsUnseen,
+        EventsCountAnew,
         FencesBeforeTheSlot,
     ] {
         check(bug, Delivery::ExactlyOnce);

@@ -14,9 +14,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    metrics::{family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry, Unit},
 };
 use tokio::{sync::watch, time::Instant};
@@ -155,6 +156,11 @@ struct OutletLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabel {
+    event: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OpLabel {
     op: &'static str,
 }
@@ -184,6 +190,8 @@ pub struct Seams {
     pub messages: Counter,
     /// Records that changes and messages became, by way out.
     pub told: Told,
+    /// Rows of mapped tables, as events are made of them.
+    pub netting: Netting,
     /// Transactions that were left out, since `ignore_origin` names where they came from.
     pub ignored_transactions: Counter,
     /// Transactions that went to a spill file.
@@ -229,6 +237,7 @@ pub struct Seams {
     info: Family<Names, Gauge<u64, AtomicU64>>,
     names: OnceLock<Names>,
     errors: Family<ErrorLabel, Counter>,
+    events: Family<EventLabel, Counter>,
     last_commit: Gauge<f64, AtomicU64>,
     since_last_commit: Gauge<f64, AtomicU64>,
     up: Gauge<u64, AtomicU64>,
@@ -265,6 +274,21 @@ pub struct Told {
     pub messages: Counter,
     /// `events`
     pub events: Counter,
+}
+
+/// What the rows of mapped tables have come to.
+#[derive(Clone, Debug)]
+pub struct Netting {
+    /// Rows that a transaction has touched, each once.
+    pub rows: Counter,
+    /// Of these, rows that have the values they had.
+    pub no_ops: Counter,
+    /// Of these, rows that have changed and no event tells of.
+    pub unmapped: Counter,
+    /// Transactions whose rows were put together on disk.
+    pub on_disk: Counter,
+    /// The file that this is done in.
+    pub bytes: Gauge<u64, AtomicU64>,
 }
 
 impl Deref for Metrics {
@@ -306,6 +330,17 @@ impl Metrics {
                 messages: outlet("messages"),
                 events: outlet("events"),
             },
+            netting: Netting {
+                rows: of.plain("net_rows", "Rows of mapped tables that transactions have touched, each once a transaction"),
+                no_ops: of.plain("net_no_op_rows", "Of these, rows that were left with the values they had"),
+                unmapped: of.plain("net_unmapped_rows", "Of these, rows that have changed and no event tells of"),
+                on_disk: of.plain(
+                    "netted_on_disk_transactions",
+                    "Transactions with too many rows of mapped tables for memory, which are put together in a file",
+                ),
+                bytes: of.unit("netting_file", "The file in which such a transaction is put together", Unit::Bytes),
+            },
+            events: of.family("events", "Domain events made, and tombstones of state topics, by name and version"),
             messages: of.plain("messages", "Logical messages read from Postgres that were asked for"),
             ignored_transactions: of.plain(
                 "ignored_transactions",
@@ -473,6 +508,11 @@ impl Metrics {
                 () = tokio::time::sleep(BEAT_INTERVAL) => self.beat(),
             }
         }
+    }
+
+    /// Counts an event of this name and version, one of the config's; it is there with 0 from now on.
+    pub fn event(&self, event: String) -> Counter {
+        self.events.get_or_create_owned(&EventLabel { event })
     }
 
     /// A transaction that was committed then has been delivered.

@@ -248,7 +248,8 @@ mod tests {
     }
 
     fn event<'a>(rule: &'a EventRule, data: Option<&'a str>) -> Event<'a> {
-        Event { rule, index: 0, key: b"42", previous_key: None, row: b"42", data: data.map(str::as_bytes), cause: None }
+        let data = data.map(str::as_bytes);
+        Event { rule, number: 0, index: 0, key: b"42", previous_key: None, row: b"42", data, cause: None }
     }
 
     const COMMIT: Commit = Commit { xid: 1, lsn: Lsn(0x271_9350), end: Lsn(0x271_9380), time: 1_420_898_400_123_456 };

@@ -278,9 +278,9 @@ async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
         source.ready().await.unwrap();
         while let Some(item) = source.next().unwrap() {
             let Item::Transaction(mut transaction) = item else { continue };
-            assert_eq!(outlets.begin(&transaction, 1).unwrap(), Leaves::Yes);
+            assert_eq!(outlets.begin(&transaction, 1, false).unwrap(), Leaves::Yes);
             for index in 0.. {
-                let step = outlets::Step { index, now: NOW, ticket: Ticket(0), out: Some(&mut batch) };
+                let step = outlets::Step { index, now: NOW, ticket: Ticket(0), out: Some(&mut batch), kept: None };
                 if outlets.step(&mut transaction, step).unwrap().is_none() {
                     break;
                 }
