@@ -313,13 +313,12 @@ impl Outlets {
             }
             origins.extend(member("origin")?);
         }
-        if origins.iter().any(|origin| self.ignore_origin.contains(origin)) {
-            return Ok(Leaves::Ignored);
-        }
+        let is_ignored = origins.iter().any(|origin| self.ignore_origin.contains(origin));
         if let Some(events) = &mut self.events {
-            events.mapping.begin(&transaction.commit, keeping);
+            // What it does to rows that are held counts all the same.
+            events.mapping.begin(&transaction.commit, keeping || is_ignored);
         }
-        Ok(Leaves::Yes)
+        Ok(if is_ignored { Leaves::Ignored } else { Leaves::Yes })
     }
 
     /// Takes the next step; `None` when there is no further one. After an error the batch is as it was.

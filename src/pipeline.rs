@@ -447,6 +447,11 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             }
             Ok(Leaves::Ignored) => {
                 self.pipe.metrics.ignored_transactions.inc();
+                if self.keeping.holds() {
+                    let published = sending.transaction.len();
+                    self.sending = Some(Sending { published, ..sending });
+                    return self.encode();
+                }
                 self.close(sending);
                 Ok(())
             }

@@ -11,9 +11,10 @@ mod aggregates;
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fmt,
     future::poll_fn,
+    ops::Range,
     pin::pin,
     rc::Rc,
     sync::{Arc, Mutex},
@@ -22,7 +23,11 @@ use std::{
 };
 
 use fastrand::Rng;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tempfile::TempDir;
+use tokio::{
+    sync::mpsc::{self, Receiver},
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
@@ -47,8 +52,9 @@ use crate::{
         wire::{Question, TableFacts, Wire},
     },
     progress::{Found, Origin, Progress, Reached},
-    sink::{Acknowledgement, News, Record, RecordBatch, SPLIT, Sink, SinkError},
-    source::SourceError,
+    replica::Replica,
+    sink::{Acknowledgement, Kept as KeptRecords, News, Record, RecordBatch, SPLIT, Sink, SinkError, Topic},
+    source::{Load, LoadTable, Loaded, SourceError},
     supervisor::{self, Attempt},
     telemetry::Metrics,
     transaction::Spill,
@@ -95,6 +101,8 @@ enum Content {
 
 /// Keys from here on are not of rows, but of messages.
 const FIRST_OF_MESSAGES: u8 = 4;
+/// The replica's topic.
+const KEPT_TOPIC: &str = "offshoot.sim.replica";
 /// The messages' prefix.
 const PREFIX: &str = "sim";
 
@@ -111,6 +119,9 @@ struct Published {
     /// All that an event says, but for its epoch.
     event: Option<Rc<str>>,
 }
+
+/// Key and value of a record of the replica's topic.
+type KeptRecord = (Vec<u8>, Option<Vec<u8>>);
 
 /// A record, and who published it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +176,9 @@ struct Covered {
     netted_on_disk: usize,
     /// Transactions that were left out for where they came from.
     ignored: usize,
+    /// Loads of held tables that were begun, and records of the replica's topic that were read at starts.
+    loads: usize,
+    restored: usize,
 }
 
 /// The database, the broker, and what is left of them between lives.
@@ -196,6 +210,15 @@ struct World {
     fails_over: bool,
     /// Some tables are mapped; what their statements are drawn from.
     mapped: Option<Rng>,
+    /// Events need rows that the log does not tell: these are held.
+    held: bool,
+    /// The replica's topic; `None` until it is made. What is in the open Kafka transaction.
+    kept: Option<Vec<KeptRecord>>,
+    open_kept: Vec<KeptRecord>,
+    /// Transactions that were published before the rows were held that their events need.
+    gated: HashSet<u32>,
+    /// By instance: what is left on its disk.
+    disks: [Option<TempDir>; INSTANCES],
     /// Partitions of the topic, as who reads what is committed sees them.
     topic: [Vec<Told>; PARTITIONS],
     /// Everything that is in the topic to be seen, and the last resume it was published after.
@@ -232,6 +255,7 @@ impl World {
         let events = if rng.bool() { 10_000 } else { rng.u64(5..40) };
         let (standby, fails_over) = (rng.bool(), rng.bool());
         let mapped = rng.bool().then(|| rng.fork());
+        let held = delivery == Delivery::ExactlyOnce && mapped.is_some() && rng.bool();
         let origin = Origin { system_identifier: "7".into(), timeline: 1, slot: "offshoot_sim".into() };
         Self {
             rng,
@@ -250,6 +274,11 @@ impl World {
             standby,
             fails_over,
             mapped,
+            held,
+            kept: None,
+            open_kept: Vec::new(),
+            gated: HashSet::new(),
+            disks: Default::default(),
             topic: Default::default(),
             durable: HashMap::new(),
             open: Default::default(),
@@ -313,7 +342,7 @@ impl World {
         let mut transaction =
             Committed { xid, commit, end, contents, other, alone: false, ignored: false, events, tables };
         if let Some(rng) = &mut self.mapped {
-            transaction.write_mapped(rng);
+            transaction.write_mapped(rng, self.held);
         }
         self.log.push(transaction);
     }
@@ -350,6 +379,10 @@ impl World {
     /// Somebody says to go on from further back: `offshoot resume --at`.
     fn resume(&mut self) {
         self.settle();
+        if self.held {
+            // What is published again then is told with rows as they are now: not to be judged here.
+            return;
+        }
         let Some(before) = self.last_progress() else { return };
         let Reached::End { end, .. } = before.reached else { return };
         if !self.is_slot_free() || before.origin.timeline != self.timeline || end < self.confirmed {
@@ -412,7 +445,13 @@ impl World {
 
     /// What of a transaction is not published, or was not again after somebody resumed from before it.
     fn missing(&self, transaction: &Committed) -> Vec<Published> {
-        records(transaction).filter(|p| !self.is_published(transaction, p)).collect()
+        self.records(transaction).into_iter().filter(|p| !self.is_published(transaction, p)).collect()
+    }
+
+    /// What is to be published of a transaction.
+    fn records(&self, transaction: &Committed) -> Vec<Published> {
+        let is_gated = self.gated.contains(&transaction.xid);
+        records(transaction).filter(|record| record.event.is_none() || !is_gated).collect()
     }
 
     fn is_published(&self, transaction: &Committed, record: &Published) -> bool {
@@ -429,6 +468,22 @@ impl World {
     }
 
     fn write_progress(&mut self, progress: Progress) {
+        if self.held
+            && let Reached::End { end, .. } = progress.reached
+        {
+            let before = match self.last_progress().map(|before| before.reached) {
+                Some(Reached::End { end, .. }) => end,
+                _ => Lsn::INVALID,
+            };
+            let tables = progress.replica.iter().flat_map(|replica| &replica.tables);
+            let from = tables.map(|table| table.from).max().unwrap_or(Lsn(u64::MAX));
+            let published = self.log.iter().filter(|t| t.end > before && t.end <= end && t.commit < from);
+            self.gated.extend(published.map(|transaction| transaction.xid));
+            self.covered.loads += usize::from(progress.replica.as_ref().is_some_and(|now| {
+                let was = self.last_progress().and_then(|before| before.replica);
+                was.is_none_or(|was| was.loads < now.loads)
+            }));
+        }
         if let Reached::End { partial: Some(_), .. } = progress.reached {
             self.covered.splits += 1;
         }
@@ -442,6 +497,9 @@ impl World {
         for (open, topic) in self.open.iter_mut().zip(&mut self.topic) {
             self.durable.extend(open.iter().map(|told| (told.published.clone(), told.resumed)));
             topic.append(open);
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.append(&mut self.open_kept);
         }
     }
 
@@ -472,7 +530,8 @@ impl World {
                 self.break_promise(format!("{missing:?} was lost"));
             }
         }
-        let existed: HashSet<Published> = self.log.iter().chain(&self.undone).flat_map(records).collect();
+        let existed: HashSet<Published> =
+            self.log.iter().chain(&self.undone).flat_map(|transaction| self.records(transaction)).collect();
         self.judge_epochs();
         let mut first_of: HashMap<(u32, u8), u64> = HashMap::new();
         for p in &existed {
@@ -509,7 +568,8 @@ impl World {
         }
         for transaction in self.undone.clone() {
             // Who resumed from before it knows that what was published after there no longer counts.
-            let Some(told) = records(&transaction).find(|p| self.is_published(&transaction, p)) else { continue };
+            let told = self.records(&transaction).into_iter().find(|p| self.is_published(&transaction, p));
+            let Some(told) = told else { continue };
             self.covered.undone += 1;
             let is_told_of = |(from, to): &(Lsn, Lsn)| (*from..=*to).contains(&transaction.commit);
             if exactly_once && !reports.iter().any(is_told_of) {
@@ -520,10 +580,48 @@ impl World {
         if self.confirmed < end {
             self.break_promise(format!("the slot stays at {}, the log goes to {end}", self.confirmed));
         }
+        if self.held
+            && let Err(why) = self.judge_kept()
+        {
+            self.break_promise(why);
+        }
         let told = || self.topic.iter().flatten();
         (self.covered.records, self.covered.events) =
             (told().count(), told().filter(|told| told.epoch.is_some()).count());
         self.covered.ignored = self.log.iter().filter(|transaction| transaction.ignored).count();
+    }
+
+    /// What is held in the end is what the tables are.
+    fn judge_kept(&self) -> Result<(), String> {
+        let holding = self.last_progress().and_then(|progress| progress.replica).ok_or("nothing is held")?;
+        let mut held: BTreeMap<Vec<u8>, &[u8]> = BTreeMap::new();
+        for (key, value) in self.kept.iter().flatten() {
+            match value {
+                Some(value) => drop(held.insert(key.clone(), value)),
+                None => drop(held.remove(key)),
+            }
+        }
+        for table in &holding.tables {
+            let name = table.table.strip_prefix("public.").expect("both are of one schema");
+            let mut rows = BTreeMap::new();
+            for row in aggregates::loaded(&self.tables(), name) {
+                let (mut key, mut value) = ([table.table.as_bytes(), &[0]].concat(), vec![1]);
+                cell(&row["id"], &mut key);
+                value.extend(table.load.to_be_bytes());
+                table.columns.iter().for_each(|column| cell(&row[column.split(' ').next().expect("a name")], &mut value));
+                rows.insert(key, value);
+            }
+            let prefix = [table.table.as_bytes(), &[0]].concat();
+            let of_table = held.iter().filter(|(key, value)| {
+                key.starts_with(&prefix) && value.get(1..5) == Some(&table.load.to_be_bytes()[..])
+            });
+            let of_table: BTreeMap<_, _> = of_table.map(|(key, value)| (key.clone(), value.to_vec())).collect();
+            if of_table != rows {
+                let text = |rows: &BTreeMap<Vec<u8>, Vec<u8>>| format!("{:?}", rows.iter().map(|(k, v)| (String::from_utf8_lossy(k).into_owned(), String::from_utf8_lossy(v).into_owned())).collect::<Vec<_>>());
+                return Err(format!("of {name} {} are held, and these are there: {}", text(&of_table), text(&rows)));
+            }
+        }
+        if holding.tables.len() == 2 { Ok(()) } else { Err("a table is not held".into()) }
     }
 
     /// Ids and sequences of events: a transaction's are the same whenever it is published, but for who resumes; no other transaction
@@ -559,9 +657,9 @@ impl World {
 
 impl Committed {
     /// Statements on the mapped tables, among its rows, and the events that must come of them.
-    fn write_mapped(&mut self, rng: &mut Rng) {
+    fn write_mapped(&mut self, rng: &mut Rng, held: bool) {
         self.ignored = rng.u8(..25) == 0;
-        let (statements, after) = self.tables.write(rng);
+        let (statements, after) = self.tables.write(rng, held);
         for statement in statements {
             // In their order, anywhere among the others.
             let from = self.contents.iter().rposition(|content| matches!(content, Content::Mapped(_)));
@@ -569,7 +667,7 @@ impl Committed {
             self.contents.insert(at, Content::Mapped(statement.into()));
         }
         let of = aggregates::Of { xid: self.xid, commit: self.commit, time: time(self.commit) };
-        let events = aggregates::events(of, &self.tables, &after).into_iter().map(|event| Published {
+        let events = aggregates::events(of, &self.tables, &after, held).into_iter().map(|event| Published {
             xid: self.xid,
             commit: self.commit,
             index: FIRST_OF_EVENTS + event.index,
@@ -577,6 +675,18 @@ impl Committed {
             event: Some(event.text.into()),
         });
         (self.events, self.tables) = (events.collect(), after.into());
+    }
+}
+
+/// A value as held rows have it.
+fn cell(text: &Option<String>, out: &mut Vec<u8>) {
+    match text {
+        None => out.push(b'n'),
+        Some(text) => {
+            out.push(b't');
+            out.extend((text.len() as u32).to_be_bytes());
+            out.extend(text.as_bytes());
+        }
     }
 }
 
@@ -750,7 +860,10 @@ impl SimWire {
                 send(&compose::relation(TABLE, "public", "t", b'd', COLUMNS));
                 send(&compose::relation(OTHER_TABLE, "public", "other", b'd', COLUMNS));
                 for (table, name, columns) in aggregates::RELATIONS {
-                    send(&compose::relation(table, "public", name, b'f', columns));
+                    let mut columns = columns.to_vec();
+                    let identity = if world.held { 1 } else { columns.len() };
+                    columns[identity..].iter_mut().for_each(|column| column.0 = false);
+                    send(&compose::relation(table, "public", name, if world.held { b'd' } else { b'f' }, &columns));
                 }
                 self.told_relations = true;
             }
@@ -784,11 +897,42 @@ impl SimWire {
 }
 
 impl Wire for SimWire {
-    fn load(
-        &mut self,
-        _: Vec<crate::source::LoadTable>,
-    ) -> tokio::sync::mpsc::Receiver<Result<crate::source::Load, SourceError>> {
-        unreachable!("scaffold")
+    fn load(&mut self, asked: Vec<LoadTable>) -> Receiver<Result<Load, SourceError>> {
+        let mut world = self.world.borrow_mut();
+        let (said, heard) = mpsc::channel(2);
+        // Whoever wrote when it began has to end first.
+        for _ in 0..world.rng.u8(..4) {
+            world.happen();
+        }
+        let mut items = vec![Ok(Load::From(world.position))];
+        for (table, asked) in asked.iter().enumerate() {
+            let mut rows = Loaded { table, ..Loaded::default() };
+            for row in aggregates::loaded(&world.tables(), &asked.name) {
+                asked.columns.iter().for_each(|column| cell(&row[column.as_str()], &mut rows.bytes));
+                rows.ends.push(rows.bytes.len());
+                if world.rng.u8(..4) == 0 {
+                    items.push(Ok(Load::Rows(std::mem::replace(&mut rows, Loaded { table, ..Loaded::default() }))));
+                }
+            }
+            items.push(Ok(Load::Rows(rows)));
+        }
+        items.push(Ok(Load::Done));
+        if !world.peace && world.rng.u8(..4) == 0 {
+            let at = world.rng.usize(..items.len());
+            items.truncate(at);
+            items.push(Err(SourceError::Passing(passing("the load broke"))));
+        }
+        let slow = world.rng.u64(1..400);
+        let waits: Vec<_> = items.iter().map(|_| Duration::from_millis(world.rng.u64(..slow))).collect();
+        tokio::spawn(async move {
+            for (item, wait) in items.into_iter().zip(waits) {
+                sleep(wait).await;
+                if said.send(item).await.is_err() {
+                    return;
+                }
+            }
+        });
+        heard
     }
 
     async fn readable(&mut self) -> Result<(), SourceError> {
@@ -859,6 +1003,8 @@ struct SimSink {
     frozen: usize,
     /// Sent, not appended; acknowledged together.
     queues: [VecDeque<(Told, Acknowledgement)>; PARTITIONS],
+    kept: VecDeque<(KeptRecord, Acknowledgement)>,
+    kept_topic: Arc<Topic>,
     /// Appended, not acknowledged, with the time when it will be.
     acknowledgements: Vec<(Instant, Acknowledgement)>,
     /// What is to be committed when everything before it has been appended.
@@ -885,6 +1031,8 @@ impl SimSink {
             resumed: 0,
             frozen,
             queues: Default::default(),
+            kept: VecDeque::new(),
+            kept_topic: Arc::new(Topic { name: KEPT_TOPIC.into(), table: String::new() }),
             acknowledgements: Vec::new(),
             commit: None,
             committing: false,
@@ -920,11 +1068,19 @@ impl SimSink {
                 self.acknowledgements.push((Instant::now() + delay, acknowledgement));
             }
         }
+        let some = world.rng.usize(0..=self.kept.len().min(100));
+        let delay = Duration::from_millis(world.rng.u64(0..400));
+        for (record, acknowledgement) in self.kept.drain(..some) {
+            world.open_kept.push(record);
+            self.acknowledgements.push((Instant::now() + delay, acknowledgement));
+        }
         if world.delivery == Delivery::AtLeastOnce {
             world.publish_open();
         }
         // Without transactions the progress record is one of another partition, and waits for nobody.
-        let arrived = self.queues.iter().all(VecDeque::is_empty) && self.acknowledgements.is_empty();
+        let arrived = self.queues.iter().all(VecDeque::is_empty)
+            && self.kept.is_empty()
+            && self.acknowledgements.is_empty();
         if (arrived || world.delivery == Delivery::AtLeastOnce)
             && let Some(progress) = self.commit.take()
         {
@@ -957,6 +1113,7 @@ impl SimSink {
         if self.committing && commit_at.is_none() {
             self.committing = false;
             into.committed = true;
+            into.kept_end = world.kept.as_ref().map(|kept| kept.len() as i64);
         }
         let wait = now + Duration::from_millis(world.rng.u64(1..200));
         Ok(self.acknowledgements.iter().map(|(at, _)| *at).chain(commit_at).fold(wait, Instant::min))
@@ -965,6 +1122,7 @@ impl SimSink {
     fn in_flight(&self) -> usize {
         let after: usize = self.after.iter().map(|batch| batch.records.len()).sum();
         self.queues.iter().map(VecDeque::len).sum::<usize>()
+            + self.kept.len()
             + self.acknowledgements.len()
             + after
             + usize::from(self.commit.is_some() || self.committing)
@@ -972,9 +1130,15 @@ impl SimSink {
 
     fn enqueue(&mut self, batch: &RecordBatch) {
         for record in &batch.records {
-            let (published, epoch) = read(batch, record);
             let acknowledgement =
                 Acknowledgement { ticket: record.ticket, records: 1, bytes: batch.len_of(record) as u64 };
+            if batch.topic(record).name == KEPT_TOPIC {
+                let bytes = |range: &Range<usize>| batch.bytes[range.clone()].to_vec();
+                let key = bytes(record.key.as_ref().expect("each has a key"));
+                self.kept.push_back(((key, record.payload.as_ref().map(bytes)), acknowledgement));
+                continue;
+            }
+            let (published, epoch) = read(batch, record);
             let queue = &mut self.queues[partition(published.key)];
             let told = Told { published, epoch, producer: self.producer, resumed: self.resumed };
             queue.push_back((told, acknowledgement));
@@ -984,7 +1148,7 @@ impl SimSink {
 
 /// What a record says, and the epoch of an event.
 fn read(batch: &RecordBatch, record: &Record) -> (Published, Option<u32>) {
-    let text = |range: &std::ops::Range<usize>| std::str::from_utf8(&batch.bytes[range.clone()]).expect("text");
+    let text = |range: &Range<usize>| std::str::from_utf8(&batch.bytes[range.clone()]).expect("text");
     let key = text(record.key.as_ref().expect("each has a key"));
     let payload = record.payload.as_ref().map_or("null", text);
     let topic = batch.topic(record).name.as_str();
@@ -1026,16 +1190,29 @@ impl Drop for SimSink {
 }
 
 impl Sink for SimSink {
-    async fn find_kept(&mut self, _: bool) -> Result<Option<std::ops::Range<i64>>, SinkError> {
-        unreachable!("scaffold")
+    async fn find_kept(&mut self, make: bool) -> Result<Option<Range<i64>>, SinkError> {
+        self.wait_a_moment().await?;
+        let mut world = self.world.borrow_mut();
+        if make && world.kept.is_none() {
+            world.kept = Some(Vec::new());
+        }
+        Ok(world.kept.as_ref().map(|kept| 0..kept.len() as i64))
     }
 
-    async fn kept(&mut self, _: i64, _: i64) -> Result<Option<crate::sink::Kept>, SinkError> {
-        unreachable!("scaffold")
+    async fn kept(&mut self, from: i64, end: i64) -> Result<Option<KeptRecords>, SinkError> {
+        self.wait_a_moment().await?;
+        let mut world = self.world.borrow_mut();
+        if from >= end {
+            return Ok(None);
+        }
+        let next = (from + world.rng.i64(1..200)).min(end);
+        let records = world.kept.as_ref().expect("it was found")[from as usize..next as usize].to_vec();
+        world.covered.restored += records.len();
+        Ok(Some(KeptRecords { records, next }))
     }
 
-    fn kept_topic(&self) -> std::sync::Arc<crate::sink::Topic> {
-        unreachable!("scaffold")
+    fn kept_topic(&self) -> Arc<Topic> {
+        self.kept_topic.clone()
     }
 
     async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
@@ -1050,6 +1227,7 @@ impl Sink for SimSink {
             (self.producer, self.resumed) = (world.producers, world.resumes.len());
             if world.delivery == Delivery::ExactlyOnce {
                 world.open = Default::default();
+                world.open_kept.clear();
                 world.committing.clear();
             }
         }
@@ -1085,7 +1263,7 @@ impl Sink for SimSink {
         }
         if is_planted(PlantedBug::ProgressAfterEvents) && !world.is_fenced(self.producer) {
             drop(world);
-            while self.queues.iter().any(|queue| !queue.is_empty()) {
+            while self.queues.iter().any(|queue| !queue.is_empty()) || !self.kept.is_empty() {
                 self.append_some();
             }
             world = self.world.borrow_mut();
@@ -1116,12 +1294,16 @@ impl Sink for SimSink {
 }
 
 /// Rows by `changes`, messages by `messages`, and where tables are mapped events beside them.
-fn config(mapped: bool) -> Config {
+fn config(mapped: bool, held: bool) -> Config {
     let text = format!(
         "{{ name: sim, source: {{ postgres: postgres://u@h/d }}, sink: {{ kafka: {{ brokers: \"k:1\" }} }}, \
          changes: {{ tables: [public.t] }}, messages: [{{ prefix: sim, topic: sim.messages, key: key }}]{}{} }}",
         if mapped { "," } else { "" },
-        if mapped { aggregates::CONFIG } else { "" },
+        match (mapped, held) {
+            (false, _) => String::new(),
+            (true, false) => aggregates::CONFIG.to_owned(),
+            (true, true) => format!("{}{}", aggregates::CONFIG.trim_end().trim_end_matches('}'), aggregates::HELD),
+        },
     );
     Config::parse(&text, "c", &|_| None).expect("a config")
 }
@@ -1145,7 +1327,7 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
             () = sleep_until(stop_at) => return Attempt { result: Ok(()), progressed: false },
             wire = SimWire::connect(world, instance) => wire,
         };
-        let mapped = world.borrow().mapped.is_some();
+        let (mapped, held) = (world.borrow().mapped.is_some(), world.borrow().held);
         let (found, budget, memory_max) = {
             let mut w = world.borrow_mut();
             let slot = "offshoot_sim".into();
@@ -1161,11 +1343,21 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
         };
         let (confirmed, timeline) = (found.confirmed, found.origin.timeline);
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 20 };
-        let config = config(mapped);
+        let config = config(mapped, held);
         let mut outlets = Outlets::new(&config, "sim").expect("the template is the default");
         if mapped {
-            let rules = Rules::compile(&config, &aggregates::catalog()).expect("rules that need no replica");
+            let rules = Rules::compile(&config, &aggregates::catalog(held)).expect("rules that hold together");
             outlets = outlets.with_events(&config, rules, spill.clone());
+        }
+        if held {
+            let mut w = world.borrow_mut();
+            if w.rng.u8(..4) == 0 {
+                // Another machine, or a disk that was lost.
+                w.disks[instance] = None;
+            }
+            let disk = w.disks[instance].get_or_insert_with(|| tempfile::tempdir().expect("a directory"));
+            let (replica, position) = Replica::open(disk.path(), "sim", 1 << 20).expect("a copy on disk");
+            outlets = outlets.with_replica(replica, position);
         }
         let is_mapped = move |name: &str| mapped && ["root", "part"].contains(&name);
         let wanted = Wanted {
@@ -1360,6 +1552,8 @@ impl Covered {
         self.within_events += other.within_events;
         self.netted_on_disk += other.netted_on_disk;
         self.ignored += other.ignored;
+        self.loads += other.loads;
+        self.restored += other.restored;
     }
 
     /// A simulation in which nothing happens proves nothing.
@@ -1371,6 +1565,7 @@ impl Covered {
         assert!(seen.iter().all(|&count| count > 0), "{self}");
         if delivery == Delivery::ExactlyOnce {
             assert!(self.woke_up_fenced > 0 && self.splits > 0 && self.within_events > 0, "{self}");
+            assert!(self.loads > 0 && self.restored > 0, "{self}");
         }
     }
 }
@@ -1381,7 +1576,7 @@ impl fmt::Display for Covered {
             f,
             "{} lives, {} killed in flight, {} takeovers, {} frozen, {} of them woke up fenced with records in hand, \
              {} failovers that undid {} published transactions, {} splits, {} resumes, {} gave up an old primary, {} records; \
-             {} events, {} starts within a transaction's events, {} transactions netted on disk, {} ignored",
+             {} events, {} starts within a transaction's events, {} transactions netted on disk, {} ignored, {} loads, {} held rows read again",
             self.lives,
             self.died_in_flight,
             self.takeovers,
@@ -1397,6 +1592,8 @@ impl fmt::Display for Covered {
             self.within_events,
             self.netted_on_disk,
             self.ignored,
+            self.loads,
+            self.restored,
         )
     }
 }

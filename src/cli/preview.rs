@@ -221,6 +221,7 @@ fn page(transaction: &mut Transaction, outlets: &mut Outlets) -> Result<Page, Er
         Ok(Leaves::Yes) => {}
         Ok(Leaves::Ignored) => {
             page.ignored = true;
+            keep(transaction, outlets)?;
             return Ok(page);
         }
         Err(error) => {
@@ -254,7 +255,7 @@ fn page(transaction: &mut Transaction, outlets: &mut Outlets) -> Result<Page, Er
 fn keep(transaction: &mut Transaction, outlets: &mut Outlets) -> Result<(), Error> {
     let commit = transaction.commit.lsn;
     transaction.read_again().map_err(|source| Error::Spill { commit, source })?;
-    if outlets.held().is_empty() || !matches!(outlets.begin(transaction, 1, true), Ok(Leaves::Yes)) {
+    if outlets.held().is_empty() || outlets.begin(transaction, 1, true).is_err() {
         return Ok(());
     }
     for index in 0.. {

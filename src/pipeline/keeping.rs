@@ -86,6 +86,11 @@ impl Keeping {
         self.put > self.stored && self.stored_at.is_some_and(|at| at.elapsed() >= STORE_INTERVAL)
     }
 
+    /// Rows of the source's tables are held.
+    pub(super) fn holds(&self) -> bool {
+        !self.shapes.is_empty()
+    }
+
     /// A row was put.
     pub(super) fn put(&mut self) {
         self.put += 1;

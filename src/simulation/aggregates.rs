@@ -47,11 +47,29 @@ pub(super) const CONFIG: &str = "
         Latest: { of: State, when: any, compact: true, data: { id: id, v: v } },
     }";
 
-pub(super) fn catalog() -> Catalog {
-    let root = table("root", 1, &["id integer", "v text!"]).full();
-    let part =
-        table("part", 1, &["id integer", "root_id integer", "n integer!"]).foreign("root_id", "root", "id").full();
-    Catalog { tables: vec![root, part] }
+/// Beside them, what needs rows that a transaction does not carry.
+pub(super) const HELD: &str = "
+        Told: { of: Root, when: [created, { v: changed }, { parts: any }], data: {
+            id: id, v: v, parts: { each: parts, data: { id: id, n: n, of: root.v, was: old.root.v } } } },
+    }";
+
+/// What the database says of the tables. The log has old rows whole, unless rows are held in their place.
+pub(super) fn catalog(held: bool) -> Catalog {
+    let root = table("root", 1, &["id integer", "v text!"]);
+    let part = table("part", 1, &["id integer", "root_id integer", "n integer!"]).foreign("root_id", "root", "id");
+    Catalog { tables: if held { vec![root, part] } else { vec![root.full(), part.full()] } }
+}
+
+/// The rows of a table by the names of its columns, as a load gives them.
+pub(super) fn loaded(tables: &Tables, table: &str) -> Vec<BTreeMap<&'static str, Option<String>>> {
+    let named = |table: usize, cells: Vec<Option<String>>| {
+        RELATIONS[table].2.iter().map(|(_, name, ..)| *name).zip(cells).collect()
+    };
+    match table {
+        "root" => tables.roots.values().map(|root| named(0, root.cells())).collect(),
+        "part" => tables.parts.values().map(|part| named(1, part.cells())).collect(),
+        table => panic!("{table} is not held"),
+    }
 }
 
 /// The rows of both tables, by ids that only the model knows.
@@ -125,26 +143,25 @@ fn inserted(table: u32, new: &[Option<String>]) -> Vec<u8> {
     with(new, |new| compose::insert(table, new))
 }
 
-fn updated(table: u32, old: &[Option<String>], new: &[Option<String>]) -> Vec<u8> {
-    with(old, |old| with(new, |new| compose::update(table, Some((b'O', old)), new)))
-}
-
-fn deleted(table: u32, old: &[Option<String>]) -> Vec<u8> {
-    with(old, |old| compose::delete(table, b'O', old))
+/// An old row by its key alone.
+fn by_key(old: &[Option<String>]) -> Vec<Option<String>> {
+    old.iter().enumerate().map(|(at, cell)| cell.clone().filter(|_| at == 0)).collect()
 }
 
 /// A transaction on the tables, while it is written.
 struct Writing<'a> {
     rng: &'a mut Rng,
     now: Tables,
+    /// The log has of old rows only their key, and of a text that is as it was nothing.
+    held: bool,
     log: Vec<Vec<u8>>,
 }
 
 impl Tables {
     /// The statements of a random transaction, as the log has them, and the tables after it.
-    pub(super) fn write(&self, rng: &mut Rng) -> (Vec<Vec<u8>>, Tables) {
+    pub(super) fn write(&self, rng: &mut Rng, held: bool) -> (Vec<Vec<u8>>, Tables) {
         let statements = if rng.u8(..6) == 0 { rng.usize(8..30) } else { rng.usize(1..5) };
-        let mut writing = Writing { rng, now: self.clone(), log: Vec::new() };
+        let mut writing = Writing { rng, now: self.clone(), held, log: Vec::new() };
         for _ in 0..statements {
             writing.statement();
         }
@@ -176,6 +193,31 @@ impl Writing<'_> {
             (_, Some(id), _) => self.insert_part(Some(id)),
             _ => self.insert_part(None),
         }
+    }
+
+    fn updated(&mut self, table: u32, old: &[Option<String>], new: &[Option<String>]) {
+        if !self.held {
+            return self.log.push(with(old, |old| with(new, |new| compose::update(table, Some((b'O', old)), new))));
+        }
+        let key = by_key(old);
+        let message = with(&key, |key| {
+            with(new, |cells| {
+                let mut cells = cells.to_vec();
+                if table == ROOT && old[1] == new[1] {
+                    cells[1] = Cell::Unchanged;
+                }
+                compose::update(table, (old[0] != new[0]).then_some((b'K', key)), &cells)
+            })
+        });
+        self.log.push(message);
+    }
+
+    fn deleted(&mut self, table: u32, old: &[Option<String>]) {
+        let message = match self.held {
+            true => with(&by_key(old), |key| compose::delete(table, b'K', key)),
+            false => with(old, |old| compose::delete(table, b'O', old)),
+        };
+        self.log.push(message);
     }
 
     fn some_root(&mut self) -> Option<u64> {
@@ -222,19 +264,21 @@ impl Writing<'_> {
         let root = self.now.roots.get_mut(&id).expect("it is there");
         let old = root.cells();
         change(root);
-        self.log.push(updated(ROOT, &old, &root.cells()));
+        let new = root.cells();
+        self.updated(ROOT, &old, &new);
     }
 
     fn update_part(&mut self, id: u64, change: impl FnOnce(&mut Part)) {
         let part = self.now.parts.get_mut(&id).expect("it is there");
         let old = part.cells();
         change(part);
-        self.log.push(updated(PART, &old, &part.cells()));
+        let new = part.cells();
+        self.updated(PART, &old, &new);
     }
 
     fn delete_part(&mut self, id: u64) {
         let part = self.now.parts.remove(&id).expect("it is there");
-        self.log.push(deleted(PART, &part.cells()));
+        self.deleted(PART, &part.cells());
     }
 
     fn parts_of(&self, root: u8) -> Vec<u64> {
@@ -255,7 +299,7 @@ impl Writing<'_> {
             }
         }
         let root = self.now.roots.remove(&id).expect("it is there");
-        self.log.push(deleted(ROOT, &root.cells()));
+        self.deleted(ROOT, &root.cells());
     }
 
     /// Another key, that no root has; its parts follow.
@@ -317,7 +361,7 @@ struct Finding<'a> {
 }
 
 /// The events of a transaction that has made of some tables these.
-pub(super) fn events(of: Of, before: &Tables, after: &Tables) -> Vec<Expected> {
+pub(super) fn events(of: Of, before: &Tables, after: &Tables, held: bool) -> Vec<Expected> {
     let mut roots = pairs(&before.roots, &after.roots, |root| root.key);
     roots.sort_by_key(|pair| (pair.last().key, pair.after.is_some()));
     let parts = pairs(&before.parts, &after.parts, |part| part.key);
@@ -355,7 +399,29 @@ pub(super) fn events(of: Of, before: &Tables, after: &Tables) -> Vec<Expected> {
             finding.tombstone(pair, lost);
         }
     }
+    for pair in roots.iter().filter(|_| held) {
+        let has_changed = pair.before.is_none_or(|old| pair.after.is_some_and(|new| old.v != new.v));
+        if has_changed || finding.parts_changed(pair) {
+            let (now, tables) = (pair.last(), if pair.after.is_some() { after } else { before });
+            let data = format!("{},{}", now.data(), list_with_roots(tables, before, pair));
+            finding.event("Told", pair, &data);
+        }
+    }
     finding.all
+}
+
+/// The parts of a root, with the root's value as it is, and of the root that each had before as it was.
+fn list_with_roots(tables: &Tables, before: &Tables, pair: &Pair<'_, Root>) -> String {
+    let root = pair.last();
+    let mut parts: Vec<_> = tables.parts.iter().filter(|(_, part)| part.root == Some(root.key)).collect();
+    parts.sort_by_key(|(_, part)| part.key);
+    let parts: Vec<_> = parts.into_iter().map(|(id, part)| {
+        let was = before.parts.get(id).or_else(|| before.parts.values().find(|old| old.key == part.key));
+        let was = was.and_then(|was| before.roots.values().find(|old| Some(old.key) == was.root));
+        let was = was.map_or("null".into(), |was| format!(r#""v{}""#, was.v));
+        format!(r#"{{"id":{},"n":{},"of":"v{}","was":{was}}}"#, part.key, part.n, root.v)
+    }).collect();
+    format!(r#""parts":[{}]"#, parts.join(","))
 }
 
 /// The parts of a root.
