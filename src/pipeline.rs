@@ -382,17 +382,18 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Takes what is here, encodes it and sends it, as far as there is room.
     fn pump(&mut self) -> Result<(), Error> {
         self.send_on()?;
-        self.go_on()?;
+        self.bury()?;
         self.dry = false;
         while self.sending.is_none() && self.has_room() {
+            if self.go_on()? {
+                continue;
+            }
             let Some(item) = self.pipe.source.next()? else {
                 self.dry = true;
                 break;
             };
             if let Some(item) = self.may_come(item) {
                 self.take(item)?;
-            } else {
-                self.go_on()?;
             }
         }
         self.flush_or_gather()
@@ -576,7 +577,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let max = self.pipe.commits.transaction_events_max;
         let is_full = self.uncommitted.events >= max;
         let waits = |sending: &Sending| sending.held || sending.splits && is_full && sending.cuts;
-        self.has_room() && self.sending.as_ref().is_some_and(|sending| !waits(sending))
+        self.has_room() && self.sending.as_ref().map_or(self.keeping.buries(), |sending| !waits(sending))
     }
 
     /// Some records of the transaction that is being sent have left.
@@ -611,7 +612,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             // From here on the slot is not made again when it is gone.
             return Some(now);
         }
-        let moved = self.reach() > self.pipe.ledger.covered();
+        let moved = self.reach() > self.pipe.ledger.covered() || self.keeping.holding != progress.replica;
         let commits = &self.pipe.commits;
         match (commits.delivery, &self.sending) {
             (Delivery::AtLeastOnce, Some(sending)) if sending.held => moved.then_some(now),

@@ -33,6 +33,9 @@ const STORE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600 / 2);
 /// While the topic is read, what has been read is kept on disk every so many records.
 const RESTORED_RECORDS: usize = 200_000;
 
+/// So many rows of earlier loads leave the topic in one go.
+const BURIED_ROWS: usize = 1000;
+
 /// What is held, and what is under way about it. Empty where the mapping needs nothing of the kind.
 #[derive(Default)]
 pub(super) struct Keeping {
@@ -52,6 +55,9 @@ pub(super) struct Keeping {
     backfill: Option<(Lsn, Vec<usize>)>,
     /// What comes after the load, or after the backfill.
     waiting: Option<Item>,
+    /// Tables of which the topic has rows of earlier loads, and how far the first one has been looked through.
+    burying: Vec<usize>,
+    buried: Vec<u8>,
 }
 
 /// A load.
@@ -84,6 +90,11 @@ impl Keeping {
     /// It is time that what was put is kept on disk, and for that nothing more must be put until Kafka has committed what was.
     pub(super) fn settles(&self) -> bool {
         self.put > self.stored && self.stored_at.is_some_and(|at| at.elapsed() >= STORE_INTERVAL)
+    }
+
+    /// Rows of earlier loads are in the topic.
+    pub(super) fn buries(&self) -> bool {
+        !self.burying.is_empty()
     }
 
     /// Rows of the source's tables are held.
@@ -285,13 +296,11 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 let mut holding = self.keeping.holding.clone().expect("it is held");
                 let of_it = holding.tables.iter_mut().filter(|table| table.load == loading.number);
                 of_it.for_each(|table| table.complete = true);
-                for table in &loading.tables {
-                    self.bury(*table)?;
-                }
+                self.keeping.burying = loading.tables;
                 info!(rows = loading.rows, seconds = loading.since.elapsed().as_secs(), "has loaded what events need");
                 self.plan_backfill(&holding, self.pipe.ledger.sent_whole());
                 self.keeping.holding = Some(holding);
-                self.go_on()
+                Ok(())
             }
         }
     }
@@ -314,14 +323,23 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.flush()
     }
 
-    /// Rows of loads before: they are not there for anybody, and leave the topic.
-    fn bury(&mut self, table: usize) -> Result<(), Error> {
+    /// Takes some rows of earlier loads out of the topic, where nobody takes them for being there.
+    pub(super) fn bury(&mut self) -> Result<(), Error> {
+        let Some(&table) = self.keeping.burying.last().filter(|_| self.sending.is_none() && self.has_room()) else {
+            return Ok(());
+        };
         let ticket = self.pipe.ledger.aside();
         let topic = self.pipe.sink.kept_topic();
-        let (table, mut after) = (self.keeping.shapes[table].table, Vec::new());
-        while self.pipe.outlets.bury(table, &mut after, &topic, ticket, &mut self.batch).map_err(Error::Hold)? {
+        let (table, mut after) = (self.keeping.shapes[table].table, std::mem::take(&mut self.keeping.buried));
+        for _ in 0..BURIED_ROWS {
+            if !self.pipe.outlets.bury(table, &mut after, &topic, ticket, &mut self.batch).map_err(Error::Hold)? {
+                self.keeping.burying.pop();
+                after.clear();
+                break;
+            }
             self.kept_one(ticket)?;
         }
+        self.keeping.buried = after;
         self.pipe.ledger.close(ticket);
         self.flush()
     }
@@ -348,17 +366,20 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         None
     }
 
-    /// What has waited and may come now: the rows that were there, then what comes after them.
-    pub(super) fn go_on(&mut self) -> Result<(), Error> {
-        if self.keeping.load.is_some() || self.keeping.waiting.is_none() || self.sending.is_some() {
-            return Ok(());
+    /// Lets come what has waited and may: the rows that were there, then what comes after them. False when there is nothing.
+    pub(super) fn go_on(&mut self) -> Result<bool, Error> {
+        if self.keeping.load.is_some() || self.keeping.waiting.is_none() {
+            return Ok(false);
         }
-        if let Some((from, events)) = self.keeping.backfill.take() {
-            return self.open_backfill(from, &events);
+        match self.keeping.backfill.take() {
+            Some((from, events)) => self.open_backfill(from, &events)?,
+            None => {
+                self.pipe.source.pause(false);
+                let item = self.keeping.waiting.take().expect("it was looked for");
+                self.take(item)?;
+            }
         }
-        self.pipe.source.pause(false);
-        let item = self.keeping.waiting.take().expect("it was looked for");
-        self.take(item)
+        Ok(true)
     }
 
     /// Events that tell of rows that were there before are due once the stream is where the rows are as they are held.
