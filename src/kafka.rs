@@ -4,6 +4,8 @@ pub mod client;
 pub mod fault;
 pub mod rights;
 pub mod admin;
+mod reading;
 pub mod progress;
+pub mod kept;
 mod transaction;
 pub mod producer;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     bindings::rd_kafka_controllerid,
     client::{Client, ClientContext, DefaultClientContext},
     config::{ClientConfig, RDKafkaLogLevel},
@@ -175,10 +175,20 @@ fn mend_create(config: &KafkaConfig, code: RDKafkaErrorCode, topic: &str) -> Str
 
 /// A topic's `max.message.bytes`, if we may know it.
 pub(crate) fn message_bytes_max(properties: &ClientConfig, topic: &str, wait_max: Duration) -> Option<u64> {
-    let admin: AdminClient<DefaultClientContext> = properties.create().ok()?;
+    describe_topic(properties, topic, wait_max).ok()?.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+}
+
+/// A topic's properties.
+pub(crate) fn describe_topic(
+    properties: &ClientConfig,
+    topic: &str,
+    wait_max: Duration,
+) -> Result<ConfigResource, RDKafkaErrorCode> {
+    let admin: AdminClient<DefaultClientContext> = properties.create().map_err(|error| code_of(&error))?;
     let options = AdminOptions::new().request_timeout(Some(wait_max));
-    let described = wait(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options)).ok()?;
-    described.into_iter().next()?.ok()?.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+    let described = wait(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options));
+    let resource = described.map_err(|error| code_of(&error))?.into_iter().next();
+    resource.unwrap_or(Err(RDKafkaErrorCode::Fail))
 }
 
 fn code_of(error: &KafkaError) -> RDKafkaErrorCode {

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    ops::Range,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -34,11 +35,12 @@ use crate::{
     kafka::{
         admin, client,
         fault::{self, Fault},
+        kept::Keeper,
         progress::{self, Until},
         transaction::{self, TransactionError},
     },
     progress::Progress,
-    sink::{Acknowledgement, News, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
+    sink::{Acknowledgement, Kept, News, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
 };
 
 /// What librdkafka keeps of a record beside its bytes, roughly; small records must not escape the budget.
@@ -69,6 +71,10 @@ const TRANSACTION_STEP: Duration = Duration::from_millis(500);
 const ABORT_WAIT: Duration = Duration::from_secs(1);
 /// In place of a ticket: the progress record.
 const PROGRESS: usize = usize::MAX;
+/// Beside the ticket of a record of the replica's topic. There are not so many tickets.
+const OF_REPLICA: usize = 1 << (usize::BITS - 1);
+/// The replica's topic has one partition; other records go where their keys say.
+const REPLICA_PARTITION: i32 = 0;
 /// Bytes of a refused record's key that are kept to name it.
 const KEY_SHOWN_MAX: usize = 200;
 
@@ -78,6 +84,7 @@ pub struct KafkaSink {
     work: mpsc::Sender<Work>,
     shared: Arc<Shared>,
     ended: oneshot::Receiver<()>,
+    keeper: Keeper,
 }
 
 /// What the loop gives the producer's thread to do, in order.
@@ -109,6 +116,10 @@ struct Outcome {
     acknowledged: Vec<Acknowledgement>,
     /// The commit that was asked for is done.
     committed: bool,
+    /// The offset after the last record of the replica's topic that is durable, when there were some since the last commit.
+    kept: Option<i64>,
+    /// The same, of what is committed.
+    kept_end: Option<i64>,
     /// Nobody else can publish any more; and what was there of progress.
     taken_over: Option<Option<Progress>>,
     error: Option<SinkError>,
@@ -206,6 +217,7 @@ impl KafkaSink {
         let (ended_sender, ended) = oneshot::channel();
         let (asked, answers) = start_topic_thread(config, admin.clone(), &producer, &shared).map_err(start)?;
         let (commit, commits) = start_commit_thread(&producer, &shared).map_err(start)?;
+        let keeper = Keeper::new(config, name, admission);
         let timeout = properties.get("transaction.timeout.ms").and_then(|timeout| timeout.parse().ok());
         let worker = Worker {
             queue,
@@ -216,6 +228,7 @@ impl KafkaSink {
             incoming,
             name: name.to_owned(),
             progress_topic: progress::topic_name(name),
+            kept_topic: keeper.topic().clone(),
             waiting: VecDeque::new(),
             transaction: match config.delivery {
                 Delivery::ExactlyOnce => Some(Phase::Closed),
@@ -241,21 +254,21 @@ impl KafkaSink {
             let _ = ended_sender.send(());
         };
         thread::Builder::new().name("kafka".into()).spawn(run).map_err(start)?;
-        Ok(KafkaSink { work, shared, ended })
+        Ok(KafkaSink { work, shared, ended, keeper })
     }
 }
 
 impl Sink for KafkaSink {
-    async fn find_kept(&mut self, _: bool) -> Result<Option<std::ops::Range<i64>>, SinkError> {
-        unreachable!("scaffold")
+    async fn find_kept(&mut self, make: bool) -> Result<Option<Range<i64>>, SinkError> {
+        self.keeper.find(make).await
     }
 
-    async fn kept(&mut self, _: i64, _: i64) -> Result<Option<crate::sink::Kept>, SinkError> {
-        unreachable!("scaffold")
+    async fn kept(&mut self, from: i64, end: i64) -> Result<Option<Kept>, SinkError> {
+        self.keeper.next(from, end).await
     }
 
     fn kept_topic(&self) -> Arc<Topic> {
-        unreachable!("scaffold")
+        self.keeper.topic().clone()
     }
 
     fn batch(&mut self) -> RecordBatch {
@@ -293,6 +306,7 @@ impl Sink for KafkaSink {
                 if !outcome.acknowledged.is_empty() || outcome.committed {
                     into.acknowledged.append(&mut outcome.acknowledged);
                     into.committed |= std::mem::take(&mut outcome.committed);
+                    into.kept_end = outcome.kept_end.take().or(into.kept_end);
                     return Ok(());
                 }
                 if outcome.ended {
@@ -439,10 +453,16 @@ impl ProducerContext for Context {
         let mut outcome = lock(&self.shared.outcome);
         outcome.returned += bytes + RECORD_OVERHEAD;
         let of_progress = ticket == PROGRESS;
-        let ticket = Ticket(ticket as u64);
+        let of_replica = !of_progress && ticket & OF_REPLICA != 0;
+        let ticket = Ticket((if of_replica { ticket & !OF_REPLICA } else { ticket }) as u64);
         match result {
             Ok(_) if of_progress => outcome.progress_is_written(self.transactional),
-            Ok(_) => outcome.acknowledge(ticket, bytes as u64),
+            Ok(_) => {
+                if of_replica {
+                    outcome.kept = outcome.kept.max(Some(message.offset() + 1));
+                }
+                outcome.acknowledge(ticket, bytes as u64);
+            }
             Err((error, message)) => outcome.fail(Failure {
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
                 topic: message.topic().to_owned(),
@@ -466,6 +486,7 @@ struct Worker {
     buffer_bytes: usize,
     name: String,
     progress_topic: String,
+    kept_topic: Arc<Topic>,
     incoming: mpsc::Receiver<Work>,
     /// What is not done yet.
     waiting: VecDeque<Work>,
@@ -588,7 +609,7 @@ impl Worker {
     fn hand_over_batch(&mut self, turn: &mut usize) -> Result<Option<Turn>, SinkError> {
         self.begin()?;
         let Some(Work::Batch(batch, sent)) = self.waiting.front_mut() else { unreachable!("it is the front") };
-        if *sent == 0 && !topics_ready(batch, &mut self.topics, &self.asked) {
+        if *sent == 0 && !topics_ready(batch, &mut self.topics, &self.kept_topic, &self.asked) {
             return Ok(Some(Turn::Wait));
         }
         while let Some(record) = batch.records.get(*sent) {
@@ -600,7 +621,7 @@ impl Worker {
             if *turn == RECORDS_PER_TURN {
                 return Ok(Some(Turn::More));
             }
-            match produce(&self.producer, batch, record) {
+            match produce(&self.producer, batch, record, &self.kept_topic) {
                 Ok(()) => {}
                 Err(RDKafkaErrorCode::QueueFull) => return Ok(Some(Turn::Wait)),
                 Err(code) => {
@@ -723,7 +744,10 @@ impl Worker {
             self.transaction = Some(Phase::Closed);
             self.transaction_began = None;
             self.connection.answered();
-            lock(&self.shared.outcome).committed = true;
+            let mut outcome = lock(&self.shared.outcome);
+            outcome.committed = true;
+            outcome.kept_end = outcome.kept.take().or(outcome.kept_end);
+            drop(outcome);
             self.shared.news.notify_one();
         }
         Ok(())
@@ -861,6 +885,7 @@ impl Worker {
 fn topics_ready(
     batch: &RecordBatch,
     topics: &mut HashMap<String, KnownTopic>,
+    kept: &Arc<Topic>,
     asked: &mpsc::Sender<Arc<Topic>>,
 ) -> bool {
     let mut ready = true;
@@ -868,7 +893,12 @@ fn topics_ready(
         if let Some(known) = topics.get(&topic.name) {
             ready &= known.ready;
         } else {
-            topics.insert(topic.name.clone(), KnownTopic { table: topic.table.clone(), ready: false });
+            // The replica's has been found before, and is not made as the config's topics are.
+            let is_ready = Arc::ptr_eq(topic, kept);
+            topics.insert(topic.name.clone(), KnownTopic { table: topic.table.clone(), ready: is_ready });
+            if is_ready {
+                continue;
+            }
             // Its thread ends only when we do.
             let _ = asked.send(topic.clone());
             ready = false;
@@ -877,9 +907,18 @@ fn topics_ready(
     ready
 }
 
-fn produce(producer: &BaseProducer<Context>, batch: &RecordBatch, record: &Record) -> Result<(), RDKafkaErrorCode> {
-    let mut out: BaseRecord<'_, [u8], [u8], usize> =
-        BaseRecord::with_opaque_to(&batch.topic(record).name, record.ticket.0 as usize);
+fn produce(
+    producer: &BaseProducer<Context>,
+    batch: &RecordBatch,
+    record: &Record,
+    kept: &Arc<Topic>,
+) -> Result<(), RDKafkaErrorCode> {
+    let topic = batch.topic(record);
+    let mut out: BaseRecord<'_, [u8], [u8], usize> = BaseRecord::with_opaque_to(&topic.name, record.ticket.0 as usize);
+    if Arc::ptr_eq(topic, kept) {
+        out.delivery_opaque |= OF_REPLICA;
+        out.partition = Some(REPLICA_PARTITION);
+    }
     out.key = record.key.clone().map(|range| &batch.bytes[range]);
     out.payload = record.payload.clone().map(|range| &batch.bytes[range]);
     if !record.headers.is_empty() {
