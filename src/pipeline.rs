@@ -340,7 +340,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.pipe.ledger = Ledger::going_on(&self.pipe.ledger, self.start.published);
         self.progress = progress;
         self.hold().await?;
-        self.pipe.metrics.set_state(State::Streaming);
+        if !self.keeping.waits_for_position() {
+            self.pipe.metrics.set_state(State::Streaming);
+        }
         Ok(())
     }
 

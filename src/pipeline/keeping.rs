@@ -19,7 +19,7 @@ use crate::{
     replica::Position,
     sink::{Sink, Ticket},
     source::{Item, Load, LoadTable, Loaded, Source, SourceError},
-    telemetry::Metrics,
+    telemetry::{Metrics, State},
     transaction::Transaction,
 };
 
@@ -95,6 +95,11 @@ impl Keeping {
     /// Rows of earlier loads are in the topic.
     pub(super) fn buries(&self) -> bool {
         !self.burying.is_empty()
+    }
+
+    /// It is not known yet from which position on rows are held.
+    pub(super) fn waits_for_position(&self) -> bool {
+        self.load.as_ref().is_some_and(|load| load.from.is_none())
     }
 
     /// Rows of the source's tables are held.
@@ -288,6 +293,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                     info!(table = shape.full_name(), %from, "loads the table; events that need it begin there");
                 }
                 self.pipe.source.pause(false);
+                // What is committed from now on is told of.
+                self.pipe.metrics.set_state(State::Streaming);
                 Ok(())
             }
             Load::Rows(rows) => self.keep_loaded(&rows),
