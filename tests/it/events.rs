@@ -30,8 +30,6 @@ const TICKETMONSTER: Monolith = Monolith {
     schema: concat!(
         include_str!("../fixtures/ticketmonster/schema.sql"),
         include_str!("../fixtures/ticketmonster/seed.sql"),
-        "ALTER TABLE booking REPLICA IDENTITY FULL; ALTER TABLE ticket REPLICA IDENTITY FULL;
-         ALTER TABLE performance REPLICA IDENTITY FULL; ALTER TABLE ticketprice REPLICA IDENTITY FULL;",
     ),
     transactions: include_str!("../fixtures/ticketmonster/transactions.sql"),
     events: include_str!("../fixtures/ticketmonster/events.txt"),
@@ -40,7 +38,19 @@ const TICKETMONSTER: Monolith = Monolith {
     topics: &["performance", "booking", "price"],
 };
 
+/// As its own config has it: nothing is asked of the database, and what its log does not say comes from the replica.
 const SHOP: Monolith = Monolith {
+    name: "shop",
+    schema: concat!(include_str!("../fixtures/shop/schema.sql"), include_str!("../fixtures/shop/seed.sql")),
+    transactions: include_str!("../fixtures/shop/transactions.sql"),
+    events: include_str!("../fixtures/shop/events_replica.txt"),
+    config: include_str!("../../config/shop.yaml"),
+    url: "SHOP_URL",
+    topics: &["order", "tax", "stock"],
+};
+
+/// With old rows in the log, and without the replica.
+const SHOP_FULL: Monolith = Monolith {
     name: "shop",
     schema: concat!(
         include_str!("../fixtures/shop/schema.sql"),
@@ -58,7 +68,7 @@ const SHOP: Monolith = Monolith {
 #[test]
 fn ticketmonster_on_postgres_14() {
     let records = TICKETMONSTER.publish(V14);
-    let booked = &records["booking"][0];
+    let booked = &records["booking"][1];
     assert_eq!(header(booked, "ce_correlationid"), "req-77");
     assert_eq!(header(booked, "ce_traceparent"), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     assert_eq!(header(booked, "ce_specversion"), "1.0");
@@ -85,6 +95,11 @@ fn ticketmonster_on_postgres_18() {
 #[test]
 fn the_shop_and_its_outbox() {
     SHOP.publish(V17);
+}
+
+#[test]
+fn the_shop_with_old_rows_in_the_log() {
+    SHOP_FULL.publish(V17);
 }
 
 #[test]
@@ -143,6 +158,16 @@ fn a_preview_shows_rows_beside_events_and_keeps_nothing() {
 }
 
 impl Monolith {
+    /// What of its config is about events, with servers of ours.
+    fn config(&self) -> String {
+        let events = self.config.split_once("\ntypes:").expect("what comes before is of the servers").1;
+        let events = events.split("\ndata_dir:").next().expect("split gives one");
+        format!(
+            "name: {}\nsource:\n  postgres: ${{{}}}\nsink:\n  kafka: {{ brokers: \"${{KAFKA_BROKERS}}\" }}\ntypes:{events}\n",
+            self.name, self.url
+        )
+    }
+
     /// Commits the transactions beside the program; the records by topic, without its prefix, are what was expected.
     fn publish(&self, version: Version) -> BTreeMap<String, Vec<Record>> {
         let db = postgres::shared(version).create_database();
@@ -151,7 +176,8 @@ impl Monolith {
         // Topics of its own on the shared broker.
         let own = |text: &str| text.replace(&format!("{}.", self.name), &format!("{}.", db.name));
         let own = |text: &str| own(text).replace(&format!("name: {}", self.name), &format!("name: {}", db.name));
-        let text = own(self.config).replace("inventory.", &format!("{}.inventory.", db.name));
+        let text = own(&self.config()).replace("topic: inventory.", &format!("topic: {}.inventory.", db.name));
+        let text = text.replace("topic: \"inventory.", &format!("topic: \"{}.inventory.", db.name));
         let config = Config::new(&text);
         let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
         command.arg("run").arg("-c").arg(&config.path);
@@ -171,8 +197,10 @@ impl Monolith {
         assert!(offshoot.terminate(START_MAX).success(), "{}", offshoot.log().join("\n"));
 
         let mut expected: BTreeMap<String, Vec<[String; 3]>> = BTreeMap::new();
-        for transaction in &transactions {
-            for [topic, key, event, data] in fixture::events(self.events, &transaction.name) {
+        // What was there before comes first.
+        let before = format!("{}0", &transactions[0].name[..1]);
+        for name in std::iter::once(&before).chain(transactions.iter().map(|transaction| &transaction.name)) {
+            for [topic, key, event, data] in fixture::events(self.events, name) {
                 expected.entry(topic.into()).or_default().push([key, event, data].map(str::to_owned));
             }
         }
