@@ -23,7 +23,6 @@ use std::{
 };
 
 use fastrand::Rng;
-use tempfile::TempDir;
 use tokio::{
     sync::mpsc::{self, Receiver},
     time::{Instant, sleep, sleep_until, timeout},
@@ -52,7 +51,7 @@ use crate::{
         wire::{Question, TableFacts, Wire},
     },
     progress::{Found, Origin, Progress, Reached},
-    replica::Replica,
+    replica::{Replica, disk::Disk},
     sink::{Acknowledgement, Kept as KeptRecords, News, Record, RecordBatch, SPLIT, Sink, SinkError, Topic},
     source::{Load, LoadTable, Loaded, SourceError},
     supervisor::{self, Attempt},
@@ -218,7 +217,7 @@ struct World {
     /// Transactions that were published before the rows were held that their events need.
     gated: HashSet<u32>,
     /// By instance: what is left on its disk.
-    disks: [Option<TempDir>; INSTANCES],
+    disks: [Disk; INSTANCES],
     /// Partitions of the topic, as who reads what is committed sees them.
     topic: [Vec<Told>; PARTITIONS],
     /// Everything that is in the topic to be seen, and the last resume it was published after.
@@ -1353,10 +1352,9 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
             let mut w = world.borrow_mut();
             if w.rng.u8(..4) == 0 {
                 // Another machine, or a disk that was lost.
-                w.disks[instance] = None;
+                w.disks[instance] = Disk::default();
             }
-            let disk = w.disks[instance].get_or_insert_with(|| tempfile::tempdir().expect("a directory"));
-            let (replica, position) = Replica::open(disk.path(), "sim", 1 << 20).expect("a copy on disk");
+            let (replica, position) = Replica::open_on(&w.disks[instance]).expect("a copy on disk");
             outlets = outlets.with_replica(replica, position);
         }
         let is_mapped = move |name: &str| mapped && ["root", "part"].contains(&name);
@@ -1406,7 +1404,16 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
         }
         Attempt { result, progressed }
     };
-    let exit = timeout(kill_after, supervisor::run(attempt, std::future::pending(), seed, metrics)).await;
+    let exit = {
+        let mut life = pin!(supervisor::run(attempt, std::future::pending(), seed, metrics));
+        let exit = timeout(kill_after, &mut life).await;
+        if exit.is_err() {
+            // Whatever it would still write at an end in good order.
+            let mut w = world.borrow_mut();
+            w.disks[instance] = w.disks[instance].copy();
+        }
+        exit
+    };
     let mut w = world.borrow_mut();
     match exit {
         Err(_) => w.covered.died_in_flight += usize::from(w.in_flight[instance]),
