@@ -246,7 +246,7 @@ impl Outlets {
             return Ok(Leaves::Ignored);
         }
         if let Some(events) = &mut self.events {
-            events.mapping.begin(&transaction.commit);
+            events.mapping.begin(&transaction.commit, false);
         }
         Ok(Leaves::Yes)
     }
