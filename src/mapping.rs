@@ -5,18 +5,26 @@
 //! keeps one net change per row, `store.rs` puts these in order, `aggregate.rs` finds the aggregates that they touch, `trigger.rs`
 //! whether a rule speaks of them, and `payload.rs` writes what it tells of each. The same transaction gives the same events for ever, in
 //! the same order: by rule, as declared, then by the root's key.
+//!
+//! What a transaction does not say of tables that are held, the replica knows, as it was before it: `held.rs` completes the net rows,
+//! `kin.rs` lists the children that are not touched, `sight.rs` finds the rows that foreign keys lead to. The last thing that is made of a
+//! transaction are the rows that the replica is to have of it.
 
 use std::collections::{HashMap, HashSet};
 
 use tracing::warn;
 
+pub use self::kept::KeptRow;
 use self::{
-    aggregate::{Group, GroupError, NetRow, Open, Owner, Referrer, Touched, held, prefix},
+    aggregate::{Fate, Group, GroupError, NetRow, Open, Owner, Referrer, Settled, Touched, prefix},
+    held::Held,
+    kin::Kin,
     net::Taken,
-    payload::Missing,
+    payload::{Missing, Unwritten},
     row::{Cell, Cells, Misshapen, Projection, write_sorted},
     rules::{Because, EventRule, Field, MappedTable, Role, Rules},
-    store::{Cursor, Pass, Store},
+    sight::{Sight, View},
+    store::{Cursor, Gone, Pass, Place, Store},
     trigger::{Answer, Asked, Blank},
 };
 use crate::{
@@ -24,6 +32,7 @@ use crate::{
     config::{Truncate, Unmapped},
     event::Event,
     lsn::Lsn,
+    replica::{Replica, ReplicaError},
     transaction::{Spill, SpillError},
 };
 
@@ -37,7 +46,11 @@ pub mod value;
 pub mod condition;
 mod net;
 mod store;
+pub mod kept;
+mod held;
+mod sight;
 pub mod aggregate;
+mod kin;
 mod trigger;
 pub mod payload;
 
@@ -62,6 +75,16 @@ pub struct Mapping {
     giver: Option<Giver>,
     giving: Buffers,
     referrer: Referrer,
+    held: Held,
+    /// Per table whether the transaction has left any of its rows another, of those that are held.
+    has_touched: Vec<bool>,
+    /// Per event whether none is made of this transaction: rows that it needs are not known as of it.
+    passed: Vec<bool>,
+    /// No events are made of this transaction: they are published, and some of its rows are kept.
+    keeping: bool,
+    keeper: Keeper,
+    /// What is told is not a transaction, but what was there before the first one.
+    backfill: Option<Backfill>,
     /// Tables whose changes no event has told of, once in the log.
     warned: HashSet<usize>,
 }
@@ -245,6 +268,73 @@ pub enum MapError {
         /// `schema.table`.
         table: String,
     },
+    /// The replica has less than the source had.
+    #[error(
+        "complete a row of {table} that the transaction which commits at {commit} has touched: the replica does not have the one with \
+         primary key {key}, so it and the source disagree; `offshoot reload` reads the held tables again"
+    )]
+    NotHeld {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// `schema.table`.
+        table: String,
+        /// Its primary key.
+        key: String,
+    },
+    /// A child hangs on a root that is not there.
+    #[error(
+        "make {event} of the transaction that commits at {commit}: rows of {child} hang on the row of {table} with primary key {key}, and \
+         the replica does not have it, so it and the source disagree; `offshoot reload` reads the held tables again"
+    )]
+    NoRoot {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// Name and version.
+        event: String,
+        /// `schema.table` of the child.
+        child: String,
+        /// `schema.table` of the root.
+        table: String,
+        /// The root's primary key.
+        key: String,
+    },
+    /// A row cannot be kept.
+    #[error(
+        "keep a row of {table} that the transaction which commits at {commit} has touched: nothing says what its column {column} is; \
+         `offshoot reload` reads the held tables again"
+    )]
+    Unkept {
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// `schema.table`.
+        table: String,
+        /// The column's name.
+        column: String,
+    },
+    /// TRUNCATE of a partition of a held table.
+    #[error(
+        "forget the rows that TRUNCATE of {partition} at {lsn} has deleted: nothing says which rows of {table}, whose partition it is, were \
+         in it; go on without the transaction and read the held tables again: offshoot skip --lsn {commit}"
+    )]
+    PartTruncated {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// `schema.table` of the partition.
+        partition: String,
+        /// `schema.table` as the config names it.
+        table: String,
+    },
+    /// Somebody else's record.
+    #[error("read a record of the replica's topic: {cause}")]
+    Malformed {
+        /// What is the matter.
+        cause: kept::Malformed,
+    },
+    /// The replica's cache.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
     /// Disk.
     #[error(transparent)]
     Spill(#[from] SpillError),
@@ -283,11 +373,40 @@ struct Giver {
     untold: Vec<u64>,
 }
 
+/// Where the keeping of rows is.
+#[derive(Default)]
+struct Keeper {
+    /// The table that is looked at for whether it was truncated.
+    table: usize,
+    /// The key of the last row that was forgotten there.
+    after: Vec<u8>,
+    /// The cursor is where the references to rows are.
+    is_begun: bool,
+    cursor: Cursor,
+    reference: Vec<u8>,
+    value: Vec<u8>,
+    other: Vec<u8>,
+    row: Vec<u8>,
+}
+
+/// Where the telling of what was there is.
+#[derive(Debug)]
+struct Backfill {
+    /// Indexes in `Rules::events`, the next one last.
+    events: Vec<usize>,
+    /// The key of the last root that was told.
+    after: Vec<u8>,
+    index: u64,
+}
+
 /// What an event is made in.
 #[derive(Debug, Default)]
 struct Buffers {
     group: Group,
     cause: Group,
+    root: Vec<u8>,
+    cause_root: Vec<u8>,
+    kin: Kin,
     reference: Vec<u8>,
     key: Vec<u8>,
     previous: Vec<u8>,
@@ -317,6 +436,7 @@ impl Mapping {
             uses[event.aggregate].events = true;
             uses[event.aggregate].compacts |= event.compact;
         }
+        let held = Held::new(&rules);
         let listed = rules.events.iter().map(|event| {
             let mut listed = Vec::new();
             list(&event.data, &mut listed);
@@ -334,6 +454,12 @@ impl Mapping {
             giver: None,
             giving: Buffers::default(),
             referrer: Referrer::default(),
+            held,
+            has_touched: vec![false; rules.tables.len()],
+            passed: vec![false; rules.events.len()],
+            keeping: false,
+            keeper: Keeper::default(),
+            backfill: None,
             warned: HashSet::new(),
             rules,
         }
@@ -354,16 +480,86 @@ impl Mapping {
         self.store.file_bytes()
     }
 
-    /// Forgets what was held and begins a transaction.
-    pub fn begin(&mut self, commit: &Commit) {
+    /// Gives it the replica, which it needs before the first transaction when any table is held.
+    pub fn hold(&mut self, replica: Replica) {
+        self.held.hold(replica);
+    }
+
+    /// The replica.
+    pub fn replica_mut(&mut self) -> Option<&mut Replica> {
+        self.held.replica.as_mut()
+    }
+
+    /// Indexes in `Rules::tables`, of the tables that are held.
+    pub fn held(&self) -> Vec<usize> {
+        self.held.tables().collect()
+    }
+
+    /// From now on a held table's rows are those of this load, and are right for transactions whose commit record starts at `from` or
+    /// after; `None`: they are not known.
+    pub fn set_held(&mut self, table: usize, load: u32, from: Option<Lsn>) {
+        self.held.set(table, load, from);
+    }
+
+    /// Forgets what was taken and begins a transaction. `keeping`: its events are published, and some of its rows are kept; none are made,
+    /// and all rows are kept again.
+    pub fn begin(&mut self, commit: &Commit, keeping: bool) {
+        self.clear(commit);
+        self.keeping = keeping;
+        self.held.begin(commit.lsn);
+        self.pass();
+    }
+
+    /// Begins to tell what the held tables have: `next` gives the events with these indexes in `Rules::events`, of each root that is
+    /// there. `commit` is where they stand among transactions.
+    pub fn begin_backfill(&mut self, commit: &Commit, events: &[usize]) {
+        self.clear(commit);
+        self.held.begin_backfill(commit.lsn);
+        let mut events = events.to_vec();
+        events.sort_unstable_by(|a, b| b.cmp(a));
+        self.backfill = Some(Backfill { events, after: Vec::new(), index: 0 });
+    }
+
+    fn clear(&mut self, commit: &Commit) {
         self.commit = *commit;
         self.store.clear();
         self.giver = None;
+        self.backfill = None;
+        self.keeping = false;
+        self.has_touched.fill(false);
+        let Keeper { table, after, is_begun, .. } = &mut self.keeper;
+        (*table, *is_begun) = (0, false);
+        after.clear();
+    }
+
+    /// Finds the events that are not made of this transaction.
+    fn pass(&mut self) {
+        for (event, passed) in self.rules.events.iter().zip(&mut self.passed) {
+            *passed = event.needs.iter().any(|&table| !self.held.is_now(table));
+        }
+    }
+
+    /// A record of the replica's topic, into the replica; one of a table that is not held is passed over.
+    pub fn restore(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), MapError> {
+        self.held.restore(&self.rules, key, value)
+    }
+
+    /// A row of a load, into the replica: the values of all columns of the table as `Cells` has them. Gives its record.
+    pub fn load_row(&mut self, table: usize, load: u32, cells: &[u8]) -> Result<KeptRow<'_>, MapError> {
+        self.held.put(&self.rules.tables[table], table, load, Cells { bytes: cells })?;
+        Ok(self.held.record(true))
+    }
+
+    /// Forgets the next row of an older load of a table, and gives the record that says so; `after` is where the search is, and begins
+    /// empty.
+    pub fn garbage(&mut self, table: usize, after: &mut Vec<u8>) -> Result<Option<KeptRow<'_>>, MapError> {
+        let found = self.held.garbage(&self.rules.tables[table], table, after)?;
+        Ok(found.then(|| self.held.record(true)))
     }
 
     /// Takes a change; changes of tables that no rule names are passed over.
     pub fn take(&mut self, change: &Change<'_>) -> Result<(), MapError> {
-        let Self { rules, plans, store, taker, commit, .. } = self;
+        let Self { rules, plans, store, taker, held, .. } = self;
         let plan = match plans.get(&change.table.version) {
             Some(plan) => plan,
             None => {
@@ -375,7 +571,11 @@ impl Mapping {
             }
         };
         for (table, projection) in plan {
-            taker.take(rules, *table, projection, change, store, commit.lsn)?;
+            // Only look-ups lead there, and none is made.
+            if rules.tables[*table].roles.is_empty() && !held.is_now(*table) {
+                continue;
+            }
+            taker.take(rules, *table, projection, change, (store, held))?;
         }
         Ok(())
     }
@@ -384,10 +584,16 @@ impl Mapping {
     // What it gives is borrowed from it, which no `Iterator` can.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event<'_>>, MapError> {
-        if self.giver.is_none() {
-            self.settle()?;
-        }
-        let Some(made) = self.advance()? else { return Ok(None) };
+        let made = match &self.backfill {
+            Some(_) => self.advance_backfill()?,
+            None => {
+                if self.giver.is_none() {
+                    self.settle()?;
+                }
+                if self.keeping { None } else { self.advance()? }
+            }
+        };
+        let Some(made) = made else { return Ok(None) };
         let Buffers { key, previous, row, data, cause_row, .. } = &self.giving;
         Ok(Some(Event {
             rule: &self.rules.events[made.rule],
@@ -407,9 +613,100 @@ impl Mapping {
         self.giver.as_mut().expect("an event was made").index -= 1;
     }
 
+    /// The next of the rows that the replica is to have of the transaction, once all events are made: it is in the replica, and this is
+    /// its record. None when there is no more.
+    pub fn next_kept(&mut self) -> Result<Option<KeptRow<'_>>, MapError> {
+        if self.backfill.is_some() || !self.held.is_any() {
+            return Ok(None);
+        }
+        if self.giver.is_none() {
+            self.settle()?;
+        }
+        let splits = self.keep()?;
+        Ok(splits.map(|splits| self.held.record(splits)))
+    }
+
+    /// Keeps the next row; says whether the transaction may be cut after it. What comes after the first row that has another key than it
+    /// had must not be parted: such rows are completed by the keys that they had, of which others have some then.
+    fn keep(&mut self) -> Result<Option<bool>, MapError> {
+        let Self { rules, store, held, keeper, .. } = self;
+        let Keeper { table, after, is_begun, cursor, reference, value, other, row } = keeper;
+        while let Some(mapped) = rules.tables.get(*table) {
+            if held.is_truncated(*table) && held.next_truncated(mapped, *table, after)? {
+                return Ok(Some(true));
+            }
+            after.clear();
+            *table += 1;
+        }
+        if !std::mem::replace(is_begun, true) {
+            aggregate::kept(Fate::Settled, reference);
+            store.seek(reference, cursor)?;
+        }
+        loop {
+            std::mem::swap(reference, &mut cursor.key);
+            std::mem::swap(value, &mut cursor.value);
+            let Some((fate, table, key)) = aggregate::read_kept(reference) else {
+                // To be found here again.
+                std::mem::swap(reference, &mut cursor.key);
+                return Ok(None);
+            };
+            store.step(cursor)?;
+            let mapped = &rules.tables[table];
+            let mut is_also = |fate: Fate, value: &mut Vec<u8>| {
+                aggregate::kept_row(fate, table, key, other);
+                value.clear();
+                store.get(other, value)
+            };
+            let mut put = |value: &[u8], held: &mut Held| {
+                row.clear();
+                let (number, _) = aggregate::read_settled(value);
+                store.row_after(Place { table, key, is_there: true, number }, row)?;
+                held.put(mapped, table, held.load(table), Cells { bytes: row })
+            };
+            match fate {
+                Fate::Settled => match aggregate::read_settled(value) {
+                    (_, Settled::Inserted) if is_also(Fate::Left, &mut Vec::new())? => {}
+                    (_, Settled::Inserted | Settled::Changed) => {
+                        put(value, held)?;
+                        return Ok(Some(true));
+                    }
+                    (_, Settled::Deleted) if is_also(Fate::Came, &mut Vec::new())? => {}
+                    (number, Settled::Deleted) => {
+                        row.clear();
+                        store.row(Place { table, key, is_there: false, number }, row)?;
+                        let key = Cells { bytes: row }.key(mapped.key_len).expect("it is found by its key");
+                        held.delete(mapped, table, key)?;
+                        return Ok(Some(true));
+                    }
+                },
+                Fate::Came => {
+                    put(value, held)?;
+                    return Ok(Some(false));
+                }
+                Fate::Left => {
+                    #[cfg(test)]
+                    if crate::planted::is_planted(crate::planted::PlantedBug::ForgetsReusedKeys) {
+                        held.delete(mapped, table, value)?;
+                        return Ok(Some(false));
+                    }
+                    let mut inserted = Vec::new();
+                    if is_also(Fate::Settled, &mut inserted)? {
+                        put(&inserted, held)?;
+                    } else if is_also(Fate::Came, &mut inserted)? {
+                        continue;
+                    } else {
+                        held.delete(mapped, table, value)?;
+                    }
+                    return Ok(Some(false));
+                }
+            }
+        }
+    }
+
     /// The end of the changes: puts in order what they touch.
     fn settle(&mut self) -> Result<(), MapError> {
-        let Self { rules, uses, store, referrer, counts, .. } = self;
+        let Self { rules, uses, store, referrer, counts, held, has_touched, .. } = self;
+        let keeping = self.keeping;
         let tables = &rules.tables;
         let open = rules.aggregates.iter().map(|aggregate| vec![Open::default(); aggregate.children.len()]);
         let mut giver = Giver { open: open.collect(), untold: vec![0; tables.len()], ..Giver::default() };
@@ -430,10 +727,21 @@ impl Mapping {
         };
         let has_roots = |table: usize| tables[table].roles.iter().any(|role| matches!(role, Role::Root { .. }));
         let has_children = |table: usize| tables[table].roles.iter().any(|role| matches!(role, Role::Child { .. }));
+        let held_now: Vec<bool> = (0..tables.len()).map(|table| held.is_now(table)).collect();
         store.settle(
             tables,
-            |table, pass| if pass == Pass::Roots { has_roots(table) } else { has_children(table) },
+            held,
+            if keeping { Gone::Left } else { Gone::Completed },
+            |table, pass| match pass {
+                Pass::Roots => has_roots(table) && !keeping,
+                Pass::Children => has_children(table) && !keeping,
+                Pass::Held => held_now[table],
+            },
             |pass, row, references| {
+                if pass == Pass::Held {
+                    has_touched[row.table] |= referrer.kept(rules, row, references)?;
+                    return Ok(());
+                }
                 if pass == Pass::Roots || !has_roots(row.table) {
                     met(&row);
                 }
@@ -456,14 +764,23 @@ impl Mapping {
         )?;
         counts.on_disk += u64::from(store.file_bytes() > 0);
         self.giver = Some(giver);
+        #[cfg(test)]
+        if crate::planted::is_planted(crate::planted::PlantedBug::KeepsBeforeEvents) && self.held.is_any() {
+            while self.keep()?.is_some() {}
+            self.keeper = Keeper::default();
+        }
         Ok(())
     }
 
     /// Makes the next event.
     fn advance(&mut self) -> Result<Option<Made>, MapError> {
-        let Self { rules, store, giver, giving, listed, commit, aggregate_bytes_max, .. } = self;
+        let Self {
+            rules, store, giver, giving, listed, commit, aggregate_bytes_max, held, has_touched, passed, ..
+        } = self;
         let giver = giver.as_mut().expect("the transaction is settled");
-        let maker = Maker { rules, store, listed, commit: commit.lsn, aggregate_bytes_max: *aggregate_bytes_max };
+        let sight = Sight { rules, store, held, has_touched };
+        let (commit, aggregate_bytes_max) = (commit.lsn, *aggregate_bytes_max);
+        let maker = Maker { rules, store, sight, listed, passed, commit, aggregate_bytes_max };
         while let Some(rule) = rules.events.get(giver.rule) {
             if std::mem::take(&mut giver.tombstone) {
                 let index = giver.index;
@@ -471,7 +788,7 @@ impl Mapping {
                 return Ok(Some(Made { is_tombstone: true, ..Made::of(giver.rule, index) }));
             }
             if !giver.is_begun {
-                if rule.when.is_empty() {
+                if rule.when.is_empty() || passed[giver.rule] {
                     giver.rule += 1;
                     continue;
                 }
@@ -509,8 +826,36 @@ impl Mapping {
         Ok(None)
     }
 
+    /// Makes the next event of what is there.
+    fn advance_backfill(&mut self) -> Result<Option<Made>, MapError> {
+        let Self {
+            rules, store, giving, listed, commit, aggregate_bytes_max, held, has_touched, passed, backfill, ..
+        } = self;
+        let Some(Backfill { events, after, index }) = backfill else { return Ok(None) };
+        let sight = Sight { rules, store, held, has_touched };
+        let (commit, aggregate_bytes_max) = (commit.lsn, *aggregate_bytes_max);
+        let maker = Maker { rules, store, sight, listed, passed, commit, aggregate_bytes_max };
+        while let Some(&rule) = events.last() {
+            if !held.after(rules.aggregates[rules.events[rule].aggregate].root, after, &mut giving.root)? {
+                events.pop();
+                after.clear();
+                continue;
+            }
+            if maker.make_of_what_is_there(rule, giving)? {
+                let made = Made::of(rule, *index);
+                *index += 1;
+                return Ok(Some(made));
+            }
+        }
+        Ok(None)
+    }
+
     /// The end of a transaction.
     fn report_untold(&mut self) -> Result<(), MapError> {
+        // An event that is passed over might have told of it.
+        if self.passed.contains(&true) {
+            return Ok(());
+        }
         let giver = self.giver.as_mut().expect("the transaction is settled");
         for (table, untold) in giver.untold.iter_mut().enumerate() {
             let untold = std::mem::take(untold);
@@ -585,10 +930,10 @@ impl Taker {
         table: usize,
         projection: &Projection,
         change: &Change<'_>,
-        store: &mut Store,
-        commit: Lsn,
+        (store, held): (&mut Store, &mut Held),
     ) -> Result<(), MapError> {
         let Self { old, new } = self;
+        let commit = held.commit();
         old.clear();
         new.clear();
         let mapped = &rules.tables[table];
@@ -598,6 +943,7 @@ impl Taker {
             table: name(),
             column: mapped.columns[column].name.clone(),
         };
+        let is_part = mapped.schema != change.table.schema || mapped.name != change.table.name;
         let taken = |Taken| MapError::KeyTaken { lsn: change.lsn, table: name() };
         match change.op {
             Op::Insert { new: row } => {
@@ -634,13 +980,17 @@ impl Taker {
             Op::Truncate => match rules.truncate {
                 Truncate::Fail => Err(MapError::Truncated { lsn: change.lsn, commit, table: name() }),
                 // Of a partitioned table it is not known which of its rows are the partition's.
-                Truncate::Ignore
-                    if (mapped.schema != change.table.schema || mapped.name != change.table.name)
-                        && store.may_have(table) =>
-                {
+                Truncate::Ignore if is_part && held.is_now(table) => {
+                    let table = mapped.full_name();
+                    Err(MapError::PartTruncated { lsn: change.lsn, commit, partition: name(), table })
+                }
+                Truncate::Ignore if is_part && store.may_have(table) => {
                     Err(MapError::Truncated { lsn: change.lsn, commit, table: name() })
                 }
-                Truncate::Ignore => Ok(store.forget(table, &rules.tables)?),
+                Truncate::Ignore => {
+                    held.truncate(table);
+                    Ok(store.forget(table, &rules.tables)?)
+                }
             },
         }
     }
@@ -668,7 +1018,9 @@ impl Made {
 struct Maker<'a> {
     rules: &'a Rules,
     store: &'a Store,
+    sight: Sight<'a>,
     listed: &'a [Vec<usize>],
+    passed: &'a [bool],
     commit: Lsn,
     aggregate_bytes_max: usize,
 }
@@ -679,9 +1031,9 @@ impl<'a> Maker<'a> {
         let index = giver.rule;
         let rule = &self.rules.events[index];
         let aggregate = &self.rules.aggregates[rule.aggregate];
-        let Buffers { group, cause, reference, key, previous, row, data, cause_row } = giving;
-        let touched = group.touched(self.rules, rule.aggregate, owner);
-        let fires = self.fires(rule, &touched, giver)?;
+        let Buffers { group, cause, root, cause_root, kin, reference, key, previous, row, data, cause_row } = giving;
+        let mut touched = group.touched(self.rules, rule.aggregate, owner);
+        let fires = self.fires(rule, &mut touched, giver, root)?;
         let lost = if rule.compact { self.lost_key(rule, &touched, reference)? } else { None };
         if !fires && lost.is_none() {
             return Ok((false, None));
@@ -693,7 +1045,7 @@ impl<'a> Maker<'a> {
         let mut made = Made::of(index, giver.index);
         let is_gone = touched.root.is_some_and(|root| root.after.is_none());
         if !fires || rule.compact && is_gone {
-            if lost != Some(Held::No) {
+            if lost != Some(Lost::ForGood) {
                 return Ok((true, None));
             }
             self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Before, previous))?;
@@ -711,25 +1063,64 @@ impl<'a> Maker<'a> {
             self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Before, previous))?;
         }
         self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Now, key))?;
-        self.lists_all(index, &touched, &giver.open[rule.aggregate])?;
-        self.event(rule, payload::write(self.rules, rule, &touched, data))?;
-        if let Some(because) = &rule.because {
-            made.cause = self.cause(rule, because, &touched, giver, (cause, reference, cause_row))?;
+        if !self.listed[index].is_empty() {
+            self.lists_all(index, &touched, &giver.open[rule.aggregate])?;
+            let held = kin::Asked { sight: self.sight, rule, listed: &self.listed[index] };
+            let untouched = held.find(touched.root, group, self.aggregate_bytes_max, kin);
+            untouched.map_err(|error| self.too_large(rule.aggregate, error))?;
+            touched.children = kin.with(self.rules, rule.aggregate, group.children(owner));
         }
-        giver.tombstone = lost == Some(Held::No);
+        self.write(rule, &touched, data)?;
+        if let Some(because) = &rule.because {
+            made.cause = self.cause(rule, because, &touched, giver, (cause, cause_root, reference, cause_row))?;
+        }
+        giver.tombstone = lost == Some(Lost::ForGood);
         Ok((true, Some(made)))
     }
 
     /// Loads the next group.
     fn load(&self, group: &mut Group, aggregate: usize, cursor: &mut Cursor) -> Result<bool, MapError> {
         let loaded = group.load(self.rules, aggregate, self.store, cursor, self.aggregate_bytes_max);
-        loaded.map_err(|error| match error {
-            GroupError::Spill(error) => MapError::Spill(error),
+        loaded.map_err(|error| self.too_large(aggregate, error))
+    }
+
+    fn too_large(&self, aggregate: usize, error: GroupError) -> MapError {
+        match error {
+            GroupError::Map(error) => error,
             GroupError::TooLarge => MapError::TooLarge {
                 commit: self.commit,
                 aggregate: self.rules.aggregates[aggregate].name.clone(),
                 max: self.aggregate_bytes_max,
             },
+        }
+    }
+
+    /// What an event of what is there tells of the root in `Buffers::root`; false when its `if` does not hold. Nothing was before.
+    fn make_of_what_is_there(&self, index: usize, giving: &mut Buffers) -> Result<bool, MapError> {
+        let rule = &self.rules.events[index];
+        let Buffers { root, kin, key, row, data, .. } = giving;
+        for buffer in [&mut *key, &mut *row, &mut *data] {
+            buffer.clear();
+        }
+        let there = NetRow { before: None, after: Some(Cells { bytes: root }) };
+        let mut touched =
+            Touched { aggregate: rule.aggregate, root: Some(there), root_key: None, children: Vec::new() };
+        if !self.holds(rule, &touched)? {
+            return Ok(false);
+        }
+        self.row(rule, &touched, row)?;
+        self.event(rule, payload::key(self.rules, &touched, payload::AsOf::Now, key))?;
+        let asked = kin::Asked { sight: self.sight, rule, listed: &self.listed[index] };
+        asked.find_all(there, self.aggregate_bytes_max, kin).map_err(|error| self.too_large(rule.aggregate, error))?;
+        touched.children = kin.with(self.rules, rule.aggregate, []);
+        self.write(rule, &touched, data)?;
+        Ok(true)
+    }
+
+    fn write(&self, rule: &EventRule, touched: &Touched<'_>, data: &mut Vec<u8>) -> Result<(), MapError> {
+        payload::write(self.sight, rule, touched, data).or_else(|unwritten| match unwritten {
+            Unwritten::Missing(missing) => self.event(rule, Err(missing)),
+            Unwritten::Unread(error) => Err(*error),
         })
     }
 
@@ -737,15 +1128,49 @@ impl<'a> Maker<'a> {
         Asked { aggregate: &self.rules.aggregates[rule.aggregate], open: &giver.open[rule.aggregate] }
     }
 
-    /// Whether `when` and `if` hold.
-    fn fires(&self, rule: &EventRule, touched: &Touched<'_>, giver: &Giver) -> Result<bool, MapError> {
+    /// Whether `when` and `if` hold. If so, a root that the transaction has not touched is known, where its table is held: it is in `row`.
+    fn fires<'t>(
+        &self,
+        rule: &EventRule,
+        touched: &mut Touched<'t>,
+        giver: &Giver,
+        row: &'t mut Vec<u8>,
+    ) -> Result<bool, MapError> {
         match self.asked(rule, giver).fires(&rule.when, touched) {
             Answer::No => return Ok(false),
             Answer::Unknown(blank) => return Err(self.old_unknown(rule, blank)),
             Answer::Yes => {}
         }
+        let root = self.rules.aggregates[rule.aggregate].root;
+        if touched.root.is_none() && self.sight.held.is_now(root) {
+            let key = touched.root_key.expect("children of a root that is not touched have its key");
+            if !self.sight.find(root, key, View::After, row)? {
+                return self.no_root(rule, touched, key);
+            }
+            let row = Some(Cells { bytes: row });
+            touched.root = Some(NetRow { before: row, after: row });
+        }
+        self.holds(rule, touched)
+    }
+
+    /// Children hang on what is not there: no event, if the database allows that.
+    fn no_root(&self, rule: &EventRule, touched: &Touched<'_>, key: &[u8]) -> Result<bool, MapError> {
+        let aggregate = &self.rules.aggregates[rule.aggregate];
+        let mut collections = touched.children.iter().map(|child| &aggregate.children[child.collection]);
+        let Some(collection) = collections.find(|collection| collection.enforced) else { return Ok(false) };
+        Err(MapError::NoRoot {
+            commit: self.commit,
+            event: rule.full_name(),
+            child: self.rules.tables[collection.table].full_name(),
+            table: self.rules.tables[aggregate.root].full_name(),
+            key: String::from_utf8_lossy(key).into_owned(),
+        })
+    }
+
+    /// Whether `if` holds.
+    fn holds(&self, rule: &EventRule, touched: &Touched<'_>) -> Result<bool, MapError> {
         let Some(condition) = &rule.condition else { return Ok(true) };
-        let failed = |reason| MapError::Condition { commit: self.commit, event: full_name(rule), reason };
+        let failed = |reason| MapError::Condition { commit: self.commit, event: rule.full_name(), reason };
         let Some(NetRow { before, after }) = touched.root else {
             let reason = "only children have changed, and the transaction does not carry the root's columns".into();
             return Err(failed(reason));
@@ -760,7 +1185,7 @@ impl<'a> Maker<'a> {
         rule: &EventRule,
         touched: &Touched<'_>,
         reference: &mut Vec<u8>,
-    ) -> Result<Option<Held>, MapError> {
+    ) -> Result<Option<Lost>, MapError> {
         let Some(NetRow { before: Some(before), after }) = touched.root else { return Ok(None) };
         let key = &self.rules.aggregates[rule.aggregate].key;
         if let Some(after) = after {
@@ -772,12 +1197,12 @@ impl<'a> Maker<'a> {
                 return Ok(None);
             }
         }
-        held(rule.aggregate, key, before, reference);
+        aggregate::held(rule.aggregate, key, before, reference);
         #[cfg(test)]
         if crate::planted::is_planted(crate::planted::PlantedBug::BuriesReusedKeys) {
-            return Ok(Some(Held::No));
+            return Ok(Some(Lost::ForGood));
         }
-        Ok(Some(if self.store.get(reference, &mut Vec::new())? { Held::ByAnother } else { Held::No }))
+        Ok(Some(if self.store.get(reference, &mut Vec::new())? { Lost::ToAnother } else { Lost::ForGood }))
     }
 
     /// The primary key of the root's row. One whose key has changed has the old one behind the new one: what was there may be gone, and is
@@ -797,13 +1222,16 @@ impl<'a> Maker<'a> {
         let rule = &self.rules.events[index];
         for &collection in &self.listed[index] {
             let listed = &self.rules.aggregates[rule.aggregate].children[collection];
+            if self.sight.held.is_now(listed.table) {
+                continue;
+            }
             let is_open = match touched.root {
                 Some(NetRow { before: None, .. }) => open[collection].is,
                 Some(NetRow { after: None, .. }) => open[collection].was,
                 _ => {
                     return Err(MapError::Children {
                         commit: self.commit,
-                        event: full_name(rule),
+                        event: rule.full_name(),
                         collection: listed.name.clone(),
                         table: self.rules.tables[listed.table].full_name(),
                     });
@@ -823,8 +1251,11 @@ impl<'a> Maker<'a> {
         because: &Because,
         touched: &Touched<'_>,
         giver: &Giver,
-        (group, reference, cause_row): (&mut Group, &mut Vec<u8>, &mut Vec<u8>),
+        (group, cause_root, reference, cause_row): (&mut Group, &mut Vec<u8>, &mut Vec<u8>, &mut Vec<u8>),
     ) -> Result<Option<usize>, MapError> {
+        if self.passed[because.event] {
+            return Ok(None);
+        }
         let table = self.rules.aggregates[rule.aggregate].root;
         let blank = Blank { table, column: because.via };
         let Some(NetRow { before, after }) = touched.root else { return Err(self.old_unknown(rule, blank)) };
@@ -852,7 +1283,7 @@ impl<'a> Maker<'a> {
             return Ok(None);
         }
         for &owner in group.owners.iter().rev() {
-            let other = group.touched(self.rules, cause.aggregate, owner);
+            let mut other = group.touched(self.rules, cause.aggregate, owner);
             let named = other.root.and_then(|root| if is_gone { root.before } else { root.after.or(root.before) });
             let is_it =
                 named.map_or(other.root_key, |row| row.key(1).ok().and_then(|_| text_of(row.get(0)))) == Some(text);
@@ -861,7 +1292,7 @@ impl<'a> Maker<'a> {
             }
             // Whatever else had the key is another row. A tombstone has no id.
             let is_tombstone = cause.compact && other.root.is_some_and(|root| root.after.is_none());
-            if is_tombstone || !self.fires(cause, &other, giver)? {
+            if is_tombstone || !self.fires(cause, &mut other, giver, cause_root)? {
                 return Ok(None);
             }
             self.row(cause, &other, cause_row)?;
@@ -873,7 +1304,7 @@ impl<'a> Maker<'a> {
     fn event<T>(&self, rule: &EventRule, made: Result<T, Missing>) -> Result<T, MapError> {
         made.map_err(|missing| MapError::Event {
             commit: self.commit,
-            event: full_name(rule),
+            event: rule.full_name(),
             missing: Box::new(missing),
         })
     }
@@ -882,18 +1313,18 @@ impl<'a> Maker<'a> {
         let table = &self.rules.tables[table];
         MapError::OldUnknown {
             commit: self.commit,
-            event: full_name(rule),
+            event: rule.full_name(),
             table: table.full_name(),
             column: table.columns[column].name.clone(),
         }
     }
 }
 
-/// Who has a record key that a root had.
+/// To whom a root has lost its record key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    No,
-    ByAnother,
+enum Lost {
+    ForGood,
+    ToAnother,
 }
 
 fn text_of(cell: Cell<'_>) -> Option<&[u8]> {
@@ -901,11 +1332,6 @@ fn text_of(cell: Cell<'_>) -> Option<&[u8]> {
         Cell::Text(text) => Some(text),
         _ => None,
     }
-}
-
-/// Name and version of an event.
-fn full_name(rule: &EventRule) -> String {
-    format!("{}.v{}", rule.name, rule.version)
 }
 
 #[cfg(test)]

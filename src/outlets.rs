@@ -273,7 +273,7 @@ impl Outlets {
     /// The events that there may be, as the config has them in order: `BookingCreated.v1`.
     pub fn event_names(&self) -> Vec<String> {
         let rules = self.events.iter().flat_map(|events| &events.mapping.rules().events);
-        rules.map(|rule| format!("{}.v{}", rule.name, rule.version)).collect()
+        rules.map(EventRule::full_name).collect()
     }
 
     /// What the rows of mapped tables have come to.

@@ -51,6 +51,16 @@ pub(crate) enum PlantedBug {
     BuriesReusedKeys,
     /// Keys come in the order of their text.
     SortsNumbersAsText,
+    /// A look-up of what was sees what the transaction has made of it.
+    SeesItsOwnFuture,
+    /// Children that the transaction has touched are listed as they were too.
+    ListsTouchedChildrenTwice,
+    /// What the log does not say of an old row is taken from the row that has its new key.
+    CompletesFromTheNewKey,
+    /// The replica has a transaction's rows before its events are made.
+    KeepsBeforeEvents,
+    /// A key that a row has left is forgotten, whoever has it now.
+    ForgetsReusedKeys,
 }
 
 thread_local! {

@@ -1,6 +1,9 @@
 //! Net changes -> the aggregates that they touch: root, and children that were added, removed or changed.
 
+use std::collections::HashSet;
+
 use super::{
+    MapError,
     row::{Cell, Cells, sorted_len, write_sorted, write_sorted_key},
     rules::{Aggregate, Collection, Rules},
     store::{Cursor, Place, References, Store, Visited, number},
@@ -27,7 +30,7 @@ pub struct Touched<'a> {
     pub root: Option<NetRow<'a>>,
     /// The root's primary key as text where only children were touched, whose link says it.
     pub root_key: Option<&'a [u8]>,
-    /// Children that the transaction has touched, by collection, then by their primary key.
+    /// Children that the transaction has touched, by collection, then by their primary key; where they are listed, the others too.
     pub children: Vec<Child<'a>>,
 }
 
@@ -67,6 +70,8 @@ const WAS_ELSEWHERE: u8 = 1;
 /// it hangs on the root of this key after.
 const IS: u8 = 2;
 
+/// In place of an aggregate: rows of held tables that are not as they were.
+const KEPT: [u8; 2] = [0xFF, 0xFE];
 /// In place of an aggregate: record keys that rows hold after the transaction.
 const HELD: [u8; 2] = [0xFF; 2];
 
@@ -89,6 +94,54 @@ pub(super) fn held(aggregate: usize, key: &[usize], row: Cells<'_>, out: &mut Ve
 /// The reference to the key that the root of this reference's key has now.
 pub(super) fn left(root: &[u8]) -> Vec<u8> {
     [root, &[LEFT]].concat()
+}
+
+/// What has become of a row of a held table, in the order in which rows are kept. A key may have several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The row of the key was inserted, changed or deleted: by `Settled`.
+    Settled = 0,
+    /// The row of the key had another.
+    Came = 1,
+    /// The row of the key has another now: its primary key as it stands in rows is the value.
+    Left = 2,
+}
+
+/// What a reference of `Fate::Settled` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    Inserted = 0,
+    Changed = 1,
+    Deleted = 2,
+}
+
+/// The first bytes of all references of a fate, which are followed by the number of a table and a key.
+pub(super) fn kept(fate: Fate, out: &mut Vec<u8>) {
+    out.clear();
+    out.extend_from_slice(&KEPT);
+    out.push(fate as u8);
+}
+
+/// The reference to what has become of the row that has a key.
+pub(super) fn kept_row(fate: Fate, table: usize, key: &[u8], out: &mut Vec<u8>) {
+    kept(fate, out);
+    out.extend_from_slice(&(table as u16).to_be_bytes());
+    out.extend_from_slice(key);
+}
+
+/// Fate, table and key of a reference; `None` when it is another reference, or none.
+pub(super) fn read_kept(reference: &[u8]) -> Option<(Fate, usize, &[u8])> {
+    let (fate, rest) = reference.strip_prefix(&KEPT)?.split_first()?;
+    let (table, key) = rest.split_first_chunk().expect("written with its table");
+    let fate = [Fate::Settled, Fate::Came, Fate::Left][usize::from(*fate)];
+    Some((fate, usize::from(u16::from_be_bytes(*table)), key))
+}
+
+/// What a reference of `Fate::Settled` or `Fate::Came` says.
+pub(super) fn read_settled(value: &[u8]) -> (u32, Settled) {
+    let (rest, settled) = (number(&value[..value.len() - 1]), value[value.len() - 1]);
+    let settled = [Settled::Inserted, Settled::Changed, Settled::Deleted][usize::from(settled)];
+    (rest, settled)
 }
 
 /// Writes the references of net rows.
@@ -192,6 +245,44 @@ impl Referrer {
         }
         Ok(open)
     }
+
+    /// References to a row of a held table; whether there are any.
+    pub(super) fn kept(
+        &mut self,
+        rules: &Rules,
+        row: Visited<'_>,
+        references: &mut References<'_, '_>,
+    ) -> Result<bool, SpillError> {
+        let table = &rules.tables[row.table];
+        if (NetRow { before: row.before, after: row.after }).changed(None) == Changed::No {
+            return Ok(false);
+        }
+        let mut put = |fate, settled: Settled, named| {
+            self.moved.clear();
+            write_sorted_key(table, named, &mut self.moved);
+            kept_row(fate, row.table, &self.moved, &mut self.key);
+            let [a, b, c, d] = row.number.to_be_bytes();
+            references.put(&self.key, &[a, b, c, d, settled as u8])
+        };
+        match (row.before, row.after) {
+            (None, Some(after)) => put(Fate::Settled, Settled::Inserted, after)?,
+            (Some(before), None) => put(Fate::Settled, Settled::Deleted, before)?,
+            (Some(before), Some(after)) => {
+                let (old_key, new_key) = (before.key(table.key_len), after.key(table.key_len));
+                if old_key == new_key {
+                    put(Fate::Settled, Settled::Changed, after)?;
+                } else {
+                    put(Fate::Came, Settled::Changed, after)?;
+                    self.moved.clear();
+                    write_sorted_key(table, before, &mut self.moved);
+                    kept_row(Fate::Left, row.table, &self.moved, &mut self.key);
+                    references.put(&self.key, old_key.expect("it is found by its key"))?;
+                }
+            }
+            (None, None) => {}
+        }
+        Ok(true)
+    }
 }
 
 const PREFIX: usize = 2;
@@ -239,13 +330,13 @@ struct LoadedChild {
 /// A group cannot be held in memory.
 #[derive(Debug)]
 pub(super) enum GroupError {
-    Spill(SpillError),
+    Map(MapError),
     TooLarge,
 }
 
-impl From<SpillError> for GroupError {
-    fn from(error: SpillError) -> Self {
-        GroupError::Spill(error)
+impl<E: Into<MapError>> From<E> for GroupError {
+    fn from(error: E) -> Self {
+        GroupError::Map(error.into())
     }
 }
 
@@ -341,12 +432,6 @@ impl Group {
             Owner::There => self.there.map(|row| self.net(row)),
             Owner::Untouched => None,
         };
-        let children = self.of(owner).map(|c| Child {
-            collection: c.collection,
-            row: self.net(c.row),
-            was: c.was == Some(owner),
-            is: c.is == Some(owner),
-        });
         let mut root_key = None;
         if owner == Owner::Untouched {
             let child = self.of(owner).next().expect("a root is touched by its children");
@@ -360,7 +445,33 @@ impl Group {
             let link = collections[child.collection].link;
             !(child.was && child.is && child.row.changed(Some(link)) == Changed::No)
         };
-        Touched { aggregate, root, root_key, children: children.filter(is_touched).collect() }
+        Touched { aggregate, root, root_key, children: self.children(owner).filter(is_touched).collect() }
+    }
+
+    /// All children of one aggregate that the transaction has touched, also those that are as they were.
+    pub(super) fn children(&self, owner: Owner) -> impl Iterator<Item = Child<'_>> {
+        self.of(owner).map(move |c| Child {
+            collection: c.collection,
+            row: self.net(c.row),
+            was: c.was == Some(owner),
+            is: c.is == Some(owner),
+        })
+    }
+
+    /// Collection and old key, as `write_sorted_key` has it, of the children that the transaction has touched.
+    pub(super) fn before_keys(&self, rules: &Rules, aggregate: usize) -> HashSet<(usize, Vec<u8>)> {
+        let collections = &rules.aggregates[aggregate].children;
+        let keys = self.children.iter().filter_map(|child| {
+            let mut key = Vec::new();
+            write_sorted_key(&rules.tables[collections[child.collection].table], self.net(child.row).before?, &mut key);
+            Some((child.collection, key))
+        });
+        keys.collect()
+    }
+
+    /// How many bytes it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Number and table of each row of one aggregate.

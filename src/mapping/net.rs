@@ -200,6 +200,14 @@ impl Net {
         }
     }
 
+    /// After `settle`: a row is known better.
+    pub(super) fn complete(&mut self, entry: usize, before: &[u8], after: &[u8]) {
+        self.entries[entry].before = self.store(before);
+        if self.entries[entry].after != NOWHERE {
+            self.entries[entry].after = self.store(after);
+        }
+    }
+
     fn with_unchanged<'a>(&self, entry: u32, old: &[u8], new: &'a [u8], filled: &'a mut Vec<u8>) -> &'a [u8] {
         let is_whole = |row: &[u8]| !Cells { bytes: row }.iter().any(|cell| cell == Cell::Unchanged);
         if is_whole(new) {

@@ -3,9 +3,11 @@
 use ring::digest::{SHA256, digest};
 
 use super::{
+    MapError,
     aggregate::{NetRow, Touched},
     row::{Cell, Cells},
-    rules::{Aggregate, EventRule, Field, MappedTable, Rules},
+    rules::{Aggregate, EventRule, Field, Hop, MappedTable, Rules},
+    sight::{Sight, View},
     value::Unfit,
 };
 use crate::{config::Mask, json};
@@ -38,6 +40,40 @@ pub enum Missing {
         /// What is the matter, and how to mend it.
         unfit: Unfit,
     },
+    /// A foreign key that the database enforces leads nowhere.
+    #[error(
+        "tell {field}: a foreign key leads to {table} with primary key {key}, and the replica does not have that row, so it and the source \
+         disagree; `offshoot reload` reads the held tables again"
+    )]
+    Row {
+        /// `schema.table`.
+        table: String,
+        /// Its primary key.
+        key: String,
+        /// Whose value it would be.
+        field: String,
+    },
+}
+
+/// Data cannot be written.
+#[derive(Debug)]
+pub enum Unwritten {
+    /// Something is not known, or has no form.
+    Missing(Missing),
+    /// Other rows cannot be read.
+    Unread(Box<MapError>),
+}
+
+impl From<Missing> for Unwritten {
+    fn from(missing: Missing) -> Self {
+        Unwritten::Missing(missing)
+    }
+}
+
+impl From<MapError> for Unwritten {
+    fn from(error: MapError) -> Self {
+        Unwritten::Unread(Box::new(error))
+    }
 }
 
 /// Which state of the root is asked for.
@@ -50,12 +86,13 @@ pub enum AsOf {
 }
 
 /// Appends an event's data, a JSON object.
-pub fn write(rules: &Rules, rule: &EventRule, touched: &Touched<'_>, out: &mut Vec<u8>) -> Result<(), Missing> {
+pub fn write(sight: Sight<'_>, rule: &EventRule, touched: &Touched<'_>, out: &mut Vec<u8>) -> Result<(), Unwritten> {
+    let rules = sight.rules;
     let aggregate = &rules.aggregates[touched.aggregate];
     let table = &rules.tables[aggregate.root];
     let is_gone = touched.root.is_some_and(|root| root.after.is_none());
     let root = Subject { table, state: State::of_root(table, touched) };
-    Object { rules, rule, aggregate, touched, is_gone }.write(&rule.data, &root, &mut Vec::new(), out)
+    Object { sight, rule, aggregate, touched, is_gone }.write(&rule.data, &root, &mut Vec::new(), out)
 }
 
 /// Appends the record's key: the text of one column, or a JSON array of several, each as it leaves in data.
@@ -170,7 +207,7 @@ struct Subject<'a> {
 
 /// Writes an event's objects.
 struct Object<'a> {
-    rules: &'a Rules,
+    sight: Sight<'a>,
     rule: &'a EventRule,
     aggregate: &'a Aggregate,
     touched: &'a Touched<'a>,
@@ -186,11 +223,11 @@ impl<'a> Object<'a> {
         subject: &Subject<'a>,
         path: &mut Vec<&'a str>,
         out: &mut Vec<u8>,
-    ) -> Result<(), Missing> {
+    ) -> Result<(), Unwritten> {
         out.push(b'{');
         let mut is_first = true;
         for (name, field) in fields {
-            if matches!(field, Field::Column { mask: Some(Mask::Drop), .. }) {
+            if let Field::Column { mask: Some(Mask::Drop), .. } | Field::LookUp { mask: Some(Mask::Drop), .. } = field {
                 continue;
             }
             if !std::mem::take(&mut is_first) {
@@ -200,9 +237,14 @@ impl<'a> Object<'a> {
             out.push(b':');
             path.push(name);
             match field {
-                Field::Column { column, old, mask } => self.column(*column, *old, *mask, subject, path, out)?,
+                Field::Column { column, old, mask } => {
+                    let (table, cell) = (subject.table, subject.state.cell(*column, as_of(*old)));
+                    self.value((table, *column), cell, *mask, path, out)?;
+                }
                 Field::Object(fields) => self.write(fields, subject, path, out)?,
-                Field::LookUp { .. } => unreachable!("scaffold"),
+                Field::LookUp { hops, column, old, mask } => {
+                    self.look_up(hops, (*column, *old, *mask), subject, path, out)?;
+                }
                 Field::Each { collection, data } => self.each(*collection, data, path, out)?,
             }
             path.pop();
@@ -211,20 +253,16 @@ impl<'a> Object<'a> {
         Ok(())
     }
 
-    fn column(
+    fn value(
         &self,
-        column: usize,
-        old: bool,
+        (table, column): (&MappedTable, usize),
+        cell: Cell<'_>,
         mask: Option<Mask>,
-        subject: &Subject<'_>,
         path: &[&str],
         out: &mut Vec<u8>,
     ) -> Result<(), Missing> {
-        let table = subject.table;
-        let field = || format!("{}.{}", self.rule.name, path.join("."));
-        let as_of = if old { AsOf::Before } else { AsOf::Now };
-        let text = known(table, column, subject.state.cell(column, as_of), field)?;
-        match (text, mask) {
+        let field = || self.field(path);
+        match (known(table, column, cell, field)?, mask) {
             (Some(text), Some(Mask::Sha256)) => {
                 let start = out.len();
                 let written = table.columns[column].writer.write_plain(text, out);
@@ -234,8 +272,53 @@ impl<'a> Object<'a> {
                 hex(hash.as_ref(), out);
                 Ok(())
             }
-            _ => value(table, column, text, field, out),
+            (text, _) => value(table, column, text, field, out),
         }
+    }
+
+    /// A column of the row that foreign keys lead to. Of what is gone they lead to what is there still, else to what was.
+    fn look_up(
+        &self,
+        hops: &[Hop],
+        (column, old, mask): (usize, bool, Option<Mask>),
+        subject: &Subject<'_>,
+        path: &[&str],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Unwritten> {
+        let view = match (old, self.is_gone) {
+            (true, _) => View::Before,
+            (false, true) => View::Last,
+            (false, false) => View::After,
+        };
+        let field = || self.field(path);
+        let (mut row, mut next) = (Vec::new(), Vec::new());
+        let mut table = subject.table;
+        for (number, hop) in hops.iter().enumerate() {
+            let key = match number {
+                0 => subject.state.cell(hop.key, as_of(old)),
+                _ => Cells { bytes: &row }.get(hop.key),
+            };
+            let Some(key) = known(table, hop.key, key, field)? else {
+                out.extend_from_slice(b"null");
+                return Ok(());
+            };
+            table = &self.sight.rules.tables[hop.table];
+            if !self.sight.find(hop.table, key, view, &mut next)? {
+                if hop.enforced {
+                    let key = String::from_utf8_lossy(key).into_owned();
+                    return Err(Missing::Row { table: table.full_name(), key, field: field() }.into());
+                }
+                out.extend_from_slice(b"null");
+                return Ok(());
+            }
+            std::mem::swap(&mut row, &mut next);
+        }
+        Ok(self.value((table, column), Cells { bytes: &row }.get(column), mask, path, out)?)
+    }
+
+    /// As messages have it.
+    fn field(&self, path: &[&str]) -> String {
+        format!("{}.{}", self.rule.name, path.join("."))
     }
 
     fn each(
@@ -244,8 +327,8 @@ impl<'a> Object<'a> {
         data: &'a [(String, Field)],
         path: &mut Vec<&'a str>,
         out: &mut Vec<u8>,
-    ) -> Result<(), Missing> {
-        let table = &self.rules.tables[self.aggregate.children[collection].table];
+    ) -> Result<(), Unwritten> {
+        let table = &self.sight.rules.tables[self.aggregate.children[collection].table];
         out.push(b'[');
         let mut is_first = true;
         for child in &self.touched.children {
@@ -265,6 +348,10 @@ impl<'a> Object<'a> {
         out.push(b']');
         Ok(())
     }
+}
+
+fn as_of(old: bool) -> AsOf {
+    if old { AsOf::Before } else { AsOf::Now }
 }
 
 /// A value's text, or `None` for null.
@@ -325,10 +412,13 @@ mod tests {
     use crate::{
         mapping::{
             aggregate::Child,
+            held::Held,
             rules::{Collection, MappedColumn, Trigger},
+            store::Store,
             value::Writer,
         },
         sink::Topic,
+        transaction::Spill,
     };
 
     fn column(name: &str, ty: Type) -> MappedColumn {
@@ -402,7 +492,7 @@ mod tests {
                 root: 0,
                 topic,
                 key,
-                children: vec![Collection { name: "lines".into(), table: 1, link: 1 }],
+                children: vec![Collection { name: "lines".into(), table: 1, link: 1, enforced: true }],
             }],
             events: vec![event],
             ..Rules::default()
@@ -440,7 +530,13 @@ mod tests {
     fn written(touched: &Touched<'_>) -> Result<String, Missing> {
         let rules = rules(1, vec![0]);
         let mut out = Vec::new();
-        write(&rules, &rules.events[0], touched, &mut out)?;
+        let store = Store::new(Spill { dir: std::env::temp_dir(), memory_max: 1 << 20, file_max: 0 });
+        let held = Held::new(&rules);
+        let sight = Sight { rules: &rules, store: &store, held: &held, has_touched: &[] };
+        write(sight, &rules.events[0], touched, &mut out).map_err(|unwritten| match unwritten {
+            Unwritten::Missing(missing) => missing,
+            Unwritten::Unread(error) => panic!("{error}"),
+        })?;
         let text = String::from_utf8(out).unwrap();
         serde_json::from_str::<serde_json::Value>(&text).unwrap();
         Ok(text)

@@ -290,7 +290,12 @@ impl<'a> Resolver<'a> {
             let (child_table, collection_index) = (self.draft(child), children.len());
             self.need(child_table, link, &format!("aggregates.{name}.children.{collection}"));
             self.tables[child_table].roles.push(Role::Child { aggregate: index, collection: collection_index });
-            children.push(Collection { name: collection.into(), table: child_table, link });
+            let holds = child.foreign_keys.iter().any(|foreign| {
+                let to = (table.schema.clone(), table.name.clone());
+                foreign.valid && foreign.columns == [child.columns[link].name.clone()] && foreign.to == to
+            });
+            let enforced = holds && !child.triggers_disabled && !table.triggers_disabled;
+            children.push(Collection { name: collection.into(), table: child_table, link, enforced });
         }
         self.tables[root].roles.push(Role::Root { aggregate: index });
         let topic = config.topic.clone().unwrap_or_else(|| format!("{}.{}", self.config.name, table.name));

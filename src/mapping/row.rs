@@ -59,6 +59,27 @@ impl<'a> Cells<'a> {
         Ok(&self.bytes[..bytes])
     }
 
+    /// What somebody else has kept: nulls and texts; `None` when it is nothing of the kind.
+    pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        let mut rest = bytes;
+        while let Some((kind, after)) = rest.split_first() {
+            rest = match kind {
+                b'n' => after,
+                b't' => {
+                    let (len, text) = after.split_first_chunk::<4>()?;
+                    text.get(u32::from_be_bytes(*len) as usize..)?
+                }
+                _ => return None,
+            };
+        }
+        Some(Self { bytes })
+    }
+
+    /// The first column whose value is not known of itself.
+    pub fn blank(self) -> Option<usize> {
+        self.iter().position(|cell| matches!(cell, Cell::Unchanged | Cell::Unknown))
+    }
+
     /// The value of a column.
     pub fn get(self, column: usize) -> Cell<'a> {
         self.iter().nth(column).expect("a row has all columns that rules need")
@@ -71,6 +92,16 @@ pub fn fill(new: Cells<'_>, base: Cells<'_>, out: &mut Vec<u8>) {
         match (new, base) {
             (Cell::Unchanged, Cell::Null | Cell::Text(_)) => base.write(out),
             _ => new.write(out),
+        }
+    }
+}
+
+/// Appends what `row` says, and where that is nothing, what `held` knows.
+pub fn complete(row: Cells<'_>, held: Cells<'_>, out: &mut Vec<u8>) {
+    for (cell, held) in row.iter().zip(held.iter()) {
+        match cell {
+            Cell::Unchanged | Cell::Unknown => held.write(out),
+            cell => cell.write(out),
         }
     }
 }

@@ -110,6 +110,8 @@ pub struct Collection {
     pub table: usize,
     /// Index into the child's columns: the foreign key, which holds the root's primary key, of one column.
     pub link: usize,
+    /// The database sees to it that the root is there.
+    pub enforced: bool,
 }
 
 /// When something has happened, and what is told of it.
@@ -266,6 +268,24 @@ impl Rules {
         let resolved = resolve::resolve(config, catalog)?;
         let sheets = guarantee::prove(&resolved);
         Ok((resolved.rules, sheets))
+    }
+
+    /// By which columns rows of a table are found in the replica: where it is a child, those that hold the root's key; each once.
+    pub fn links(&self, table: usize) -> Vec<usize> {
+        let mut links = Vec::new();
+        for collection in self.aggregates.iter().flat_map(|aggregate| &aggregate.children) {
+            if collection.table == table && !links.contains(&collection.link) {
+                links.push(collection.link);
+            }
+        }
+        links
+    }
+}
+
+impl EventRule {
+    /// Name and version: `BookingCreated.v1`.
+    pub fn full_name(&self) -> String {
+        format!("{}.v{}", self.name, self.version)
     }
 }
 

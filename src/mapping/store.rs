@@ -17,6 +17,8 @@ use redb::{
 };
 
 use super::{
+    MapError,
+    held::{Completed, Held},
     net::Net,
     row::{Cells, fill, write_sorted_key},
     rules::MappedTable,
@@ -144,22 +146,29 @@ impl Store {
         })
     }
 
-    /// The end of the changes: calls `refer` for each net row, first with `Pass::Roots`, then with `Pass::Children`.
+    /// The end of the changes: rows of held tables are completed. Then calls `refer` for each net row in each pass that it is of.
     pub(super) fn settle(
         &mut self,
         tables: &[MappedTable],
+        held: &Held,
+        gone: Gone,
         is_of: impl Fn(usize, Pass) -> bool,
         mut refer: impl FnMut(Pass, Visited<'_>, &mut References<'_, '_>) -> Result<(), SpillError>,
-    ) -> Result<(), SpillError> {
+    ) -> Result<(), MapError> {
+        let passes = if held.is_any() { &Pass::ALL[..] } else { &Pass::ALL[..2] };
         if self.disk.is_some() {
             self.spill(tables)?;
         } else {
             self.net.settle(|table| tables[table].key_len);
         }
+        if held.is_any() && !self.complete(tables, held, gone)? {
+            self.spill(tables)?;
+            self.complete(tables, held, gone)?;
+        }
         let Self { spill, net, pairs, disk } = self;
         let Some(disk) = disk else {
             let mut references = References { pairs, spill, disk: None };
-            for pass in [Pass::Roots, Pass::Children] {
+            for &pass in passes {
                 for entry in 0..net.len() {
                     let (table, before, after) = net.row(entry);
                     if is_of(table, pass) && (before.is_some() || after.is_some()) {
@@ -179,7 +188,7 @@ impl Store {
             let mut references = References { pairs, spill, disk: Some((references, bounds)) };
             let none_gone = gone.is_empty()?;
             let mut first = vec![None; tables.len()];
-            for pass in [Pass::Roots, Pass::Children] {
+            for &pass in passes {
                 for table in (0..tables.len()).filter(|&table| is_of(table, pass)) {
                     let mut number = *first[table].get_or_insert(*rows);
                     let (from, to) = (table_prefix(table), table_prefix(table + 1));
@@ -215,7 +224,80 @@ impl Store {
             Ok(Ok(()))
         };
         visit().map_err(failed)??;
-        disk.read(spill)
+        Ok(disk.read(spill)?)
+    }
+
+    /// Fills in what the log does not say of rows and the replica knows. False when memory does not hold it.
+    fn complete(&mut self, tables: &[MappedTable], held: &Held, gone: Gone) -> Result<bool, MapError> {
+        let Self { spill, net, disk, .. } = self;
+        let mut completed = Completed::default();
+        let Some(disk) = disk else {
+            for entry in 0..net.len() {
+                let (table, Some(before), after) = net.row(entry) else { continue };
+                if !held.is_now(table) || after.is_none() && gone == Gone::Left {
+                    continue;
+                }
+                if held.complete(&tables[table], table, (before, after), &mut completed)? {
+                    net.complete(entry, &completed.before, &completed.after);
+                }
+                if net.bytes() > spill.memory_max {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
+        };
+        let transaction = disk.writer.as_ref().expect("it is written to until now");
+        let failed = |error: redb::Error| disk.bounds.failed(spill, error);
+        let (batch_max, mut value, mut from) = (spill.memory_max / 4, Vec::new(), Vec::new());
+        let mut batch = Pairs::default();
+        for table in (0..tables.len()).filter(|&table| held.is_now(table)) {
+            for (definition, is_gone) in [(THERE, false), (GONE, true)] {
+                if is_gone && gone == Gone::Left {
+                    continue;
+                }
+                let mut rows = transaction.open_table(definition).map_err(|error| failed(error.into()))?;
+                let end = table_prefix(table + 1);
+                from.clear();
+                from.extend_from_slice(&table_prefix(table));
+                // What is read is not written to at the same time: a batch of rows, then what has become of them.
+                loop {
+                    batch.clear();
+                    let mut next = None;
+                    for pair in rows.range(&from[..]..&end[..]).map_err(|error| failed(error.into()))? {
+                        let (key, row) = pair.map_err(|error| failed(error.into()))?;
+                        let (before, after) = if is_gone {
+                            (Some(Cells { bytes: row.value() }), None)
+                        } else {
+                            let (before, after) = split(row.value());
+                            (before, Some(after))
+                        };
+                        let Some(before) = before else { continue };
+                        if !held.complete(&tables[table], table, (before, after), &mut completed)? {
+                            continue;
+                        }
+                        let before = Cells { bytes: &completed.before };
+                        if after.is_some() {
+                            join(Some(before), &completed.after, &mut value);
+                            batch.push(key.value(), &value);
+                        } else {
+                            batch.push(key.value(), before.bytes);
+                        }
+                        if batch.memory() > batch_max {
+                            next = Some([key.value(), &[0]].concat());
+                            break;
+                        }
+                    }
+                    for (key, row) in batch.iter() {
+                        rows.insert(key, row).map_err(|error| failed(error.into()))?;
+                    }
+                    match next {
+                        Some(next) => from = next,
+                        None => break,
+                    }
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Appends the value of a reference; false when there is none.
@@ -297,6 +379,15 @@ impl Store {
         Ok((before, append(Some(after))))
     }
 
+    /// Appends a row as it is after the transaction.
+    pub(super) fn row_after(&self, place: Place<'_>, out: &mut Vec<u8>) -> Result<(), SpillError> {
+        let start = out.len();
+        let (before, after) = self.row(place, out)?;
+        after.expect("it is there");
+        out.drain(start..start + before.unwrap_or(0));
+        Ok(())
+    }
+
     /// Adds what is in memory to what is on disk.
     fn spill(&mut self, tables: &[MappedTable]) -> Result<(), SpillError> {
         let disk = match &mut self.disk {
@@ -315,6 +406,21 @@ impl Store {
 pub(super) enum Pass {
     Roots,
     Children,
+    /// Of held tables.
+    Held,
+}
+
+impl Pass {
+    const ALL: [Pass; 3] = [Pass::Roots, Pass::Children, Pass::Held];
+}
+
+/// What of rows that are gone: whether anybody asks for what they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// They are completed as others are.
+    Completed,
+    /// The replica may not have them any more.
+    Left,
 }
 
 /// Net changes on top of the net changes that are there: a row's state before is the older one's, its state after the newer one's.

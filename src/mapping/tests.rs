@@ -263,7 +263,12 @@ impl World {
                 topic: topic.clone(),
                 key: family.key.clone(),
                 children: children
-                    .map(|(at, (table, link))| Collection { name: format!("c{at}"), table: *table, link: *link })
+                    .map(|(at, (table, link))| Collection {
+                        name: format!("c{at}"),
+                        table: *table,
+                        link: *link,
+                        enforced: false,
+                    })
                     .collect(),
             });
             for _ in 0..self.rng.usize(1..=4) {
@@ -775,7 +780,7 @@ fn encode(schema: &Schema, row: &[Value], last: Option<&[Value]>, is_said: impl 
 
 fn take(mapping: &mut Mapping, schemas: &[Schema], log: &[Statement], commit: u64) -> Result<(), super::MapError> {
     let lsn = Lsn(commit * 1000);
-    mapping.begin(&Commit { xid: 1, lsn, end: lsn, time: 0 });
+    mapping.begin(&Commit { xid: 1, lsn, end: lsn, time: 0 }, false);
     for statement in log {
         let (Statement::Insert(table, _) | Statement::Update(table, ..) | Statement::Delete(table, _)) = statement;
         let schema = &schemas[*table];
@@ -1425,7 +1430,7 @@ fn what_it_takes() {
     let started = std::time::Instant::now();
     let mut events = 0;
     for round in 0..rounds {
-        mapping.begin(&Commit { xid: 1, lsn: Lsn(round), end: Lsn(round), time: 0 });
+        mapping.begin(&Commit { xid: 1, lsn: Lsn(round), end: Lsn(round), time: 0 }, false);
         // One row created, three rows updated without an event.
         mapping.take(&Change { table: &shape, lsn: Lsn(1), op: Op::Insert { new: row(&bytes[1]) } }).unwrap();
         for _ in 0..3 {
@@ -1441,7 +1446,7 @@ fn what_it_takes() {
     let total = 2_000_000;
     for (name, step) in [("in order", 1), ("in no order", 7_919)] {
         let started = std::time::Instant::now();
-        mapping.begin(&Commit { xid: 1, lsn: Lsn(1), end: Lsn(1), time: 0 });
+        mapping.begin(&Commit { xid: 1, lsn: Lsn(1), end: Lsn(1), time: 0 }, false);
         let mut new = rows[1].clone();
         for n in 0..total {
             new[0] = int(n * step % total);

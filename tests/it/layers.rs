@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("progress", &["change", "lsn"]),
     ("sink", &["progress"]),
     ("replica", &["change"]),
-    ("mapping", &["change", "config", "event", "json", "lsn", "sink", "transaction", "text"]),
+    ("mapping", &["change", "config", "event", "json", "lsn", "replica", "sink", "transaction", "text"]),
     ("event", &["mapping"]),
     ("finding", &[]),
     ("causes", &[]),
