@@ -402,7 +402,7 @@ mod tests {
                 root: 0,
                 topic,
                 key,
-                children: vec![Collection { name: "lines".into(), table: 1, link: 1 }],
+                children: vec![Collection { name: "lines".into(), table: 1, link: 1, enforced: true }],
             }],
             events: vec![event],
             ..Rules::default()

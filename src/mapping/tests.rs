@@ -263,7 +263,12 @@ impl World {
                 topic: topic.clone(),
                 key: family.key.clone(),
                 children: children
-                    .map(|(at, (table, link))| Collection { name: format!("c{at}"), table: *table, link: *link })
+                    .map(|(at, (table, link))| Collection {
+                        name: format!("c{at}"),
+                        table: *table,
+                        link: *link,
+                        enforced: false,
+                    })
                     .collect(),
             });
             for _ in 0..self.rng.usize(1..=4) {
