@@ -18,7 +18,7 @@ use crate::{
     },
     mapping::{
         catalog::Catalog,
-        guarantee::{EventSheet, FieldSheet},
+        guarantee::{EventSheet, FieldSheet, FromReplica, HeldSheet, Proof},
         rules::Rules,
     },
     outlets::Outlets,
@@ -68,6 +68,10 @@ pub struct Findings {
     pub events: Vec<Finding>,
     /// What is promised of each of these.
     pub sheets: Vec<EventSheet>,
+    /// A finding per table that the replica has.
+    pub replica: Vec<Finding>,
+    /// What is kept of each of these.
+    pub held: Vec<HeldSheet>,
 }
 
 /// Asks both servers, prints what they say, and gives the exit code.
@@ -82,7 +86,7 @@ pub async fn check(config: &Config, json: bool) -> Exit {
     );
     let mut findings = Findings { source: inspection.findings, tables: inspection.tables, ..kafka };
     if let Some(catalog) = mapping {
-        (findings.events, findings.sheets) = of_mapping(config, &catalog);
+        of_mapping(config, &catalog, &mut findings);
     }
     findings.source.extend(source_late);
     let (delivery, gap) = of_delivery(config, inspection.slot.as_ref(), progress, &findings.sink);
@@ -143,34 +147,50 @@ fn topics_of(config: &Config, tables: &[(String, String)]) -> Result<Vec<String>
 }
 
 /// A finding per event: complete, or what it lacks; what is wrong with the mapping as a whole comes first, with its place in the file.
-fn of_mapping(config: &Config, catalog: &Catalog) -> (Vec<Finding>, Vec<EventSheet>) {
-    let (rules, sheets) = match Rules::prove(config, catalog) {
-        Ok(proven) => proven,
-        Err(misfits) => return (misfits.into_iter().map(|misfit| of_misfit(config, misfit)).collect(), Vec::new()),
-    };
-    let mut findings = Vec::new();
-    for sheet in &sheets {
-        let (key, fields) = (sheet.key.join(", "), sheet.fields.len());
-        let what = format!(
-            "{} of {} -> {}, key {key}, {fields} fields",
-            sheet.when.join(" or "),
-            sheet.aggregate,
-            sheet.topic
-        );
-        if sheet.needs.is_empty() {
-            let finding = match sheet.may_stop.as_slice() {
-                [] => Finding::ok(format!("{what}; complete in its transaction")),
-                stops => Finding::warning(format!("{what}; the run stops if this happens"), stops.join("\n")),
-            };
-            findings.push(finding.about(&*sheet.event));
-            continue;
+/// And one per table that the replica has.
+fn of_mapping(config: &Config, catalog: &Catalog, findings: &mut Findings) {
+    let Proof { events, held, .. } = match Rules::prove(config, catalog) {
+        Ok(proof) => proof,
+        Err(misfits) => {
+            findings.events = misfits.into_iter().map(|misfit| of_misfit(config, misfit)).collect();
+            return;
         }
+    };
+    findings.events = events.iter().map(|sheet| of_event(config, sheet).about(&*sheet.event)).collect();
+    findings.replica = held.iter().map(of_held).collect();
+    (findings.sheets, findings.held) = (events, held);
+}
+
+fn of_event(config: &Config, sheet: &EventSheet) -> Finding {
+    let (key, fields) = (sheet.key.join(", "), sheet.fields.len());
+    let what =
+        format!("{} of {} -> {}, key {key}, {fields} fields", sheet.when.join(" or "), sheet.aggregate, sheet.topic);
+    if !sheet.needs.is_empty() {
         let lacking: Vec<_> =
             sheet.needs.iter().map(|need| of_misfit(config, need.clone().into()).to_string()).collect();
-        findings.push(Finding::cross(format!("{what}; it needs the replica"), lacking.join("\n")).about(&*sheet.event));
+        return Finding::cross(format!("{what}; it cannot have what it needs"), lacking.join("\n"));
     }
-    drop(rules);
-    (findings, sheets)
+    match (sheet.may_stop.as_slice(), sheet.replica.is_empty()) {
+        ([], true) => Finding::ok(format!("{what}; complete in its transaction")),
+        ([], false) => Finding::ok(format!("{what}; complete with the replica")),
+        (stops, _) => Finding::warning(format!("{what}; the run stops if this happens"), stops.join("\n")),
+    }
+}
+
+/// What a table that the replica has costs.
+fn of_held(held: &HeldSheet) -> Finding {
+    let size = match (held.rows, held.bytes) {
+        (Some(rows), Some(bytes)) => {
+            format!("about {} and {} in the topic", counted(rows, "row", "rows"), ByteSize::b(bytes))
+        }
+        _ => "its size is not known before ANALYZE".to_owned(),
+    };
+    let what = format!("{}; {size}; for {}", held.columns.join(", "), held.events.join(", "));
+    Finding::ok(what).about(&*held.table)
+}
+
+fn counted(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 /// `file:line:column` and the words; what mends it comes after the last semicolon.
@@ -291,12 +311,13 @@ async fn late(asked: impl Future<Output = ()>, server: &str, key: &str) -> Optio
 
 impl Findings {
     /// Sections of the page, in order: title, side of the JSON, findings.
-    fn sections(&self) -> [(&'static str, &'static str, &[Finding]); 6] {
+    fn sections(&self) -> [(&'static str, &'static str, &[Finding]); 7] {
         [
             ("Config", "config", &self.config),
             ("Postgres", "source", &self.source),
             ("Tables", "source", &self.tables),
             ("Events", "config", &self.events),
+            ("Replica", "config", &self.replica),
             ("Kafka", "sink", &self.sink),
             ("Topics", "sink", &self.topics),
         ]
@@ -305,6 +326,11 @@ impl Findings {
     /// What is promised of the event that a finding is about.
     fn sheet(&self, section: &str, finding: &Finding) -> Option<&EventSheet> {
         self.sheets.iter().find(|sheet| section == "Events" && sheet.event == finding.about)
+    }
+
+    /// What is kept of the table that a finding is about.
+    fn held(&self, section: &str, finding: &Finding) -> Option<&HeldSheet> {
+        self.held.iter().find(|held| section == "Replica" && held.table == finding.about)
     }
 
     fn has_cross(&self, side: &str) -> bool {
@@ -329,12 +355,17 @@ impl Findings {
             /// Of an event.
             #[serde(skip_serializing_if = "Option::is_none")]
             sheet: Option<&'a EventSheet>,
+            /// Of a table that the replica has.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            held: Option<&'a HeldSheet>,
         }
         let sections = self.sections();
-        let sheet = |title: &str, finding: &Finding| self.sheet(title, finding);
-        let objects = sections.iter().flat_map(|(title, side, all)| {
-            all.iter().map(move |finding| Object { side, finding, sheet: sheet(title, finding) })
-        });
+        let object = |title: &str, side, finding| {
+            let (sheet, held) = (self.sheet(title, finding), self.held(title, finding));
+            Object { side, finding, sheet, held }
+        };
+        let objects =
+            sections.iter().flat_map(|(title, side, all)| all.iter().map(move |finding| object(title, side, finding)));
         let objects: Vec<_> = objects.collect();
         serde_json::to_string_pretty(&objects).expect("findings are plain text and enums") + "\n"
     }
@@ -375,7 +406,7 @@ impl Findings {
     fn verdict(&self) -> String {
         let all = || self.sections().into_iter().flat_map(|(.., findings)| findings);
         let count = |level| all().filter(|finding| finding.level == level).count();
-        let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+        let counted = |n: usize, one: &str, many: &str| counted(n as u64, one, many);
         let (level, text) = match (count(Level::Cross), count(Level::Warning)) {
             (0, 0) => (Level::Ok, "ready to run".into()),
             (0, warnings) => (Level::Ok, format!("ready to run, with {}", counted(warnings, "warning", "warnings"))),
@@ -411,6 +442,11 @@ fn paint_sheet(sheet: &EventSheet, page: &mut String) {
     let order = format!("order: {}", sheet.order);
     for line in [order].iter().chain(&sheet.because) {
         writeln!(page, "      {dim}{line}{dim:#}").expect("as above");
+    }
+    for FromReplica { table, of, why, instead } in &sheet.replica {
+        let or = instead.as_ref().map_or_else(String::new, |sql| format!("; or {sql}"));
+        writeln!(page, "      {dim}needs the replica of {table} for {}: {why}{or}{dim:#}", of.join(", "))
+            .expect("as above");
     }
     if !sheet.because.is_empty() {
         writeln!(page, "      {dim}but {}{dim:#}", sheet.caveat).expect("as above");

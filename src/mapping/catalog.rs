@@ -37,6 +37,8 @@ pub struct CatalogTable {
     pub foreign_keys: Vec<ForeignKey>,
     /// Some trigger that enforces a foreign key is disabled on it.
     pub triggers_disabled: bool,
+    /// About how many rows it has, by the planner's statistics; `None` when it was never analyzed.
+    pub rows: Option<u64>,
 }
 
 /// What a name of the catalog is.
@@ -65,6 +67,8 @@ pub struct CatalogColumn {
     pub toastable: bool,
     /// Of the replica identity.
     pub identity: bool,
+    /// Bytes that a value takes on average, by the planner's statistics.
+    pub width: Option<u32>,
 }
 
 /// A foreign key.
@@ -85,6 +89,34 @@ impl Catalog {
     pub fn table(&self, name: &str) -> Option<&CatalogTable> {
         let (schema, name) = full_name(name);
         self.tables.iter().find(|table| table.schema == schema && table.name == name)
+    }
+}
+
+impl CatalogColumn {
+    /// About how many bytes the text of a value has.
+    pub fn text_bytes(&self) -> u64 {
+        /// Of a text of which nothing is known.
+        const TEXT_BYTES: u32 = 16;
+        let width = self.width.unwrap_or(TEXT_BYTES);
+        let bytes = match self.ty {
+            Type::BOOL => 1,
+            Type::INT2 => 3,
+            Type::INT4 | Type::OID => 6,
+            Type::INT8 => 8,
+            Type::FLOAT4 => 7,
+            Type::FLOAT8 => 12,
+            Type::DATE => 10,
+            Type::TIME => 12,
+            Type::TIMESTAMP => 22,
+            Type::TIMESTAMPTZ => 25,
+            Type::UUID => 36,
+            // Two bytes have four digits, two characters have one byte, and labels have no width.
+            Type::NUMERIC => width.saturating_mul(2),
+            Type::BYTEA => width.saturating_mul(2).saturating_add(2),
+            _ if matches!(self.ty.kind(), postgres_types::Kind::Enum(_)) => 8,
+            _ => width,
+        };
+        bytes.into()
     }
 }
 

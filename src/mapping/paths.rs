@@ -1,6 +1,11 @@
 //! A path of the config, such as `performance.show.event.name` -> the column that it means. Pure.
 
-use super::catalog::{Catalog, CatalogColumn, CatalogTable, Kind};
+use postgres_types::Type;
+
+use super::{
+    catalog::{Catalog, CatalogColumn, CatalogTable, Kind},
+    resolve::sql_type,
+};
 use crate::config::{Ordered, TableConfig, full_name, nearest};
 
 /// Where the value of a path is.
@@ -27,6 +32,8 @@ pub(crate) struct Hop<'a> {
     pub(crate) to: &'a CatalogTable,
     /// Index into that one's columns: what the key holds.
     pub(crate) to_column: usize,
+    /// The database sees to it that the row is there.
+    pub(crate) enforced: bool,
 }
 
 /// What tables are called.
@@ -49,6 +56,34 @@ impl Hop<'_> {
     /// The foreign key's column.
     pub(crate) fn key(&self) -> &str {
         &self.from.columns[self.column].name
+    }
+
+    /// Whether it goes the same way.
+    fn is_as(&self, other: &Hop<'_>) -> bool {
+        std::ptr::eq(self.to, other.to) && (self.column, self.to_column) == (other.column, other.to_column)
+    }
+
+    /// Whether a row can be found by what the key holds; in words why not.
+    pub(crate) fn can_be_followed(&self) -> Result<(), String> {
+        logged(self.to)?;
+        let (from, to) = (&self.from.columns[self.column], &self.to.columns[self.to_column]);
+        let (key, target) =
+            (format!("{}.{}", self.from.full_name(), from.name), format!("{}.{}", self.to.full_name(), to.name));
+        if self.to.primary_key != [to.name.clone()] {
+            return Err(format!(
+                "the foreign key `{key}` leads to `{target}`, which is not the primary key of `{}`; only a primary key of one column can \
+                 be followed",
+                self.to.full_name()
+            ));
+        }
+        if !are_written_alike(from, to) {
+            return Err(format!(
+                "`{key}` and `{target}` may write one value in two ways, as {} and {}; only keys of one type can be followed",
+                sql_type(&from.ty),
+                sql_type(&to.ty)
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -76,15 +111,7 @@ impl<'a> Names<'a> {
                 None => format!("there is no table `{schema}.{bare}`; {}", close(name, &known, "there are")),
             });
         };
-        let full = table.full_name();
-        match table.kind {
-            Kind::Table => Ok(table),
-            Kind::Unlogged => Err(format!(
-                "`{full}` is unlogged: its rows are not in the log; ALTER TABLE {} SET LOGGED writes them there",
-                table.quoted()
-            )),
-            Kind::Other(what) => Err(format!("`{full}` is {what}: it has no rows in the log; name the table below it")),
-        }
+        logged(table).map(|()| table)
     }
 
     /// A table's name as a config would have it.
@@ -152,7 +179,7 @@ impl<'a> Names<'a> {
 
     /// The foreign keys of a table that a hop could mean.
     fn hops(&self, at: &'a CatalogTable, name: &str) -> Result<Vec<Hop<'a>>, String> {
-        let mut found = Vec::new();
+        let mut found: Vec<Hop<'a>> = Vec::new();
         for foreign in &at.foreign_keys {
             let Some(to) =
                 self.catalog.tables.iter().find(|table| (&table.schema, &table.name) == (&foreign.to.0, &foreign.to.1))
@@ -163,8 +190,13 @@ impl<'a> Names<'a> {
                 (self.called(to) == name, foreign.columns.iter().any(|column| less_id(column) == name));
             match (foreign.columns.as_slice(), foreign.to_columns.as_slice()) {
                 ([column], [to_column]) if called || by_column => {
-                    if let (Some(column), Some(to_column)) = (at.column(column), to.column(to_column)) {
-                        found.push(Hop { from: at, column, to, to_column });
+                    let (Some(column), Some(to_column)) = (at.column(column), to.column(to_column)) else { continue };
+                    let enforced = foreign.valid && !at.triggers_disabled && !to.triggers_disabled;
+                    let hop = Hop { from: at, column, to, to_column, enforced };
+                    // Two foreign keys may say the same.
+                    match found.iter_mut().find(|twin| hop.is_as(twin)) {
+                        Some(twin) => twin.enforced |= enforced,
+                        None => found.push(hop),
                     }
                 }
                 (columns, _) if columns.len() > 1 && (called || by_column) => {
@@ -215,6 +247,40 @@ impl<'a> Place<'a> {
     fn told(&self) -> String {
         let hops: String = self.hops.iter().map(|hop| format!("{} -> ", hop.key())).collect();
         format!("{hops}{}.{}", self.table.name, self.of().name)
+    }
+}
+
+/// Whether a table's rows are in the log; in words why not.
+fn logged(table: &CatalogTable) -> Result<(), String> {
+    let full = table.full_name();
+    match table.kind {
+        Kind::Table => Ok(()),
+        Kind::Unlogged => Err(format!(
+            "`{full}` is unlogged: its rows are not in the log; ALTER TABLE {} SET LOGGED writes them there",
+            table.quoted()
+        )),
+        Kind::Other(what) => Err(format!("`{full}` is {what}: it has no rows in the log; name the table below it")),
+    }
+}
+
+/// Whether values of two columns that are equal have the same text.
+fn are_written_alike(a: &CatalogColumn, b: &CatalogColumn) -> bool {
+    let alike = family(&a.ty) == family(&b.ty);
+    match a.ty {
+        // The blanks at the end, and the zeros, are as many as the type says.
+        Type::BPCHAR => alike && a.modifier == b.modifier,
+        Type::NUMERIC => alike && a.modifier == b.modifier && a.modifier >= 0,
+        Type::FLOAT4 | Type::FLOAT8 => false,
+        _ => alike && a.ty.name() != "citext",
+    }
+}
+
+/// Types whose values are written alike when they are equal.
+pub(crate) fn family(ty: &Type) -> &str {
+    match *ty {
+        Type::INT2 | Type::INT4 | Type::INT8 => "integer",
+        Type::TEXT | Type::VARCHAR => "text",
+        _ => ty.name(),
     }
 }
 

@@ -10,10 +10,10 @@ use postgres_types::{Kind as TypeKind, Type};
 use super::{
     catalog::{Catalog, CatalogTable},
     condition::Condition,
-    paths::{Names, Place, close, column_names},
+    paths::{Names, Place, close, column_names, family},
     rules::{
-        Aggregate, Because, ChildChange, Collection, EventRule, Field, MappedColumn, MappedTable, Role, Rules, Side,
-        Test, Transition, Trigger,
+        Aggregate, Because, ChildChange, Collection, EventRule, Field, Hop, MappedColumn, MappedTable, Role, Rules,
+        Side, Test, Transition, Trigger,
     },
     value::Writer,
 };
@@ -31,7 +31,7 @@ const CHILD_CHANGES: [&str; 4] = ["added", "removed", "changed", "any"];
 /// Rules, and what proofs are made of.
 #[derive(Debug)]
 pub(crate) struct Resolved<'a> {
-    /// With what is in the rows of roots and children; nothing that must be looked up elsewhere.
+    /// Without what the proofs add: which tables are held, and which of them each event needs.
     pub(crate) rules: Rules,
     /// Per `Rules::tables`.
     pub(crate) tables: Vec<&'a CatalogTable>,
@@ -42,16 +42,10 @@ pub(crate) struct Resolved<'a> {
 /// What an event tells, and of what it depends.
 #[derive(Debug, Default)]
 pub(crate) struct Told<'a> {
-    /// As the config has it.
-    pub(crate) name: String,
     /// The payload's fields, but those that are dropped, in order.
     pub(crate) fields: Vec<ToldField<'a>>,
-    /// Collections of which the payload tells all children: index and path of keys.
-    pub(crate) lists: Vec<(usize, Vec<String>)>,
-    /// Where `when` asks for `backfill`.
-    pub(crate) backfill: Option<Vec<String>>,
-    /// Where each of `when` is written, without `backfill`, as in `EventRule::when`.
-    pub(crate) when: Vec<Vec<String>>,
+    /// Collections of which the payload tells all children, by index.
+    pub(crate) lists: Vec<usize>,
 }
 
 /// One field of a payload.
@@ -59,12 +53,12 @@ pub(crate) struct Told<'a> {
 pub(crate) struct ToldField<'a> {
     /// `tickets[].seat`.
     pub(crate) name: String,
-    /// The path of keys in the config.
-    pub(crate) at: Vec<String>,
     /// As it is written.
     pub(crate) path: String,
     /// Where its value is.
     pub(crate) place: Place<'a>,
+    /// Index in `Rules::tables` of where each hop leads.
+    pub(crate) hops: Vec<usize>,
     /// Index in `Aggregate::children`, of a child's field.
     pub(crate) collection: Option<usize>,
     /// What becomes of it.
@@ -444,26 +438,22 @@ impl<'a> Resolver<'a> {
             return None;
         }
         let root = self.aggregates[aggregate].root;
-        let mut told = Told { name: name.into(), ..Told::default() };
-        let mut when = Vec::new();
+        let (mut when, mut backfill) = (Vec::new(), false);
         if config.when.is_empty() {
             self.refuse(within(&at, "when"), "`when` names nothing; write `created`, say");
         }
         for (index, trigger) in config.when.iter().enumerate() {
             let at = within(&within(&at, "when"), &index.to_string());
             match trigger {
-                TriggerConfig::Word(word) if word == "backfill" => told.backfill = Some(at),
                 TriggerConfig::Word(word) => match word.as_str() {
-                    "created" => (when.push(Trigger::Created), told.when.push(at)).0,
-                    "deleted" => (when.push(Trigger::Deleted), told.when.push(at)).0,
-                    "any" => (when.push(Trigger::Any), told.when.push(at)).0,
+                    "created" => when.push(Trigger::Created),
+                    "deleted" => when.push(Trigger::Deleted),
+                    "any" => when.push(Trigger::Any),
+                    "backfill" => backfill = true,
                     _ => self.refuse(at, self.no_trigger(aggregate, word)),
                 },
                 TriggerConfig::All(tests) => {
-                    if let Some(tests) = self.tests(name, aggregate, tests, &at) {
-                        when.push(Trigger::All(tests));
-                        told.when.push(at);
-                    }
+                    when.extend(self.tests(name, aggregate, tests, &at).map(Trigger::All));
                 }
             }
         }
@@ -475,8 +465,14 @@ impl<'a> Resolver<'a> {
             columns.into_iter().for_each(|column| self.need(root, column, &format!("{name}.if")));
             Some(compiled)
         });
-        let mut fields =
-            Fields { event: name, aggregate, list: None, mask: &config.mask, masked: BTreeSet::new(), told };
+        let mut fields = Fields {
+            event: name,
+            aggregate,
+            list: None,
+            mask: &config.mask,
+            masked: BTreeSet::new(),
+            told: Told::default(),
+        };
         let data = self.fields(&config.data, &mut fields, "", &within(&at, "data"));
         for field in config.mask.keys() {
             if !fields.masked.contains(field) {
@@ -512,7 +508,7 @@ impl<'a> Resolver<'a> {
             data,
             because,
             compact: config.compact,
-            backfill: false,
+            backfill,
             needs: Vec::new(),
         };
         Some((rule, fields.told))
@@ -629,13 +625,13 @@ impl<'a> Resolver<'a> {
             return None;
         };
         event.list = Some((collection, name.to_owned()));
-        event.told.lists.push((collection, within(at, "each")));
+        event.told.lists.push(collection);
         let data = self.fields(data, event, &format!("{name}."), &within(at, "data"));
         event.list = None;
         Some(Field::Each { collection, data })
     }
 
-    /// One value; `None` too when it must be looked up, which is told in `Told` alone.
+    /// One value; `None` too when it is dropped.
     fn field(&mut self, path: &str, event: &mut Fields<'a>, name: &str, at: &[String]) -> Option<Field> {
         let aggregate = &self.aggregates[event.aggregate];
         let table = event.collection().map_or(aggregate.root, |collection| aggregate.children[collection].table);
@@ -654,21 +650,38 @@ impl<'a> Resolver<'a> {
         }
         let writer = self.or_refuse(self.writer(&place), at)?;
         let json_type = if mask == Some(Mask::Sha256) { "string" } else { writer.json_type() };
-        let (old, column, is_here) = (place.old, place.column, place.hops.is_empty());
+        let hops = self.hops(&place, table, &format!("{}.{name}", event.event), at)?;
+        let (old, column) = (place.old, place.column);
         event.told.fields.push(ToldField {
             name: event.shown(name),
-            at: at.to_vec(),
             path: path.into(),
             place,
+            hops: hops.iter().map(|hop| hop.table).collect(),
             collection: event.collection(),
             mask,
             json_type,
         });
-        if !is_here {
-            return None;
+        Some(if hops.is_empty() {
+            Field::Column { column, old, mask }
+        } else {
+            Field::LookUp { hops, column, old, mask }
+        })
+    }
+
+    /// The way to a value from a row of a table, where all of it can be followed; its columns are needed then.
+    fn hops(&mut self, place: &Place<'a>, start: usize, by: &str, at: &[String]) -> Option<Vec<Hop>> {
+        let (mut hops, mut table) = (Vec::new(), start);
+        for hop in &place.hops {
+            self.or_refuse(hop.can_be_followed(), at)?;
+            if !self.keyed(hop.to, at, "a look-up") {
+                return None;
+            }
+            self.need(table, hop.column, by);
+            table = self.draft(hop.to);
+            hops.push(Hop { key: hop.column, table, enforced: hop.enforced });
         }
-        self.need(table, column, &format!("{}.{name}", event.event));
-        Some(Field::Column { column, old, mask })
+        self.need(table, place.column, by);
+        Some(hops)
     }
 
     /// How the values of a place leave.
@@ -926,7 +939,14 @@ fn replace(
     for (_, field) in data {
         match field {
             Field::Column { column, .. } => *column = here[column],
-            Field::LookUp { .. } => unreachable!("scaffold"),
+            Field::LookUp { hops, column, .. } => {
+                let mut from = here;
+                for hop in hops {
+                    hop.key = from[&hop.key];
+                    from = &places[hop.table];
+                }
+                *column = from[column];
+            }
             Field::Object(data) => replace(data, here, places, aggregate),
             Field::Each { collection, data } => {
                 replace(data, &places[aggregate.children[*collection].table], places, aggregate);
@@ -981,15 +1001,6 @@ pub(crate) fn sql_type(ty: &Type) -> String {
         _ => return format!("`{}`", ty.name()),
     }
     .into()
-}
-
-/// Types whose values are written alike when they are equal.
-fn family(ty: &Type) -> &str {
-    match *ty {
-        Type::INT2 | Type::INT4 | Type::INT8 => "integer",
-        Type::TEXT | Type::VARCHAR => "text",
-        _ => ty.name(),
-    }
 }
 
 /// `changed`, `a -> b`.

@@ -7,7 +7,7 @@ use postgres_types::Type;
 use super::{
     catalog::Catalog,
     condition::Condition,
-    guarantee::{self, EventSheet},
+    guarantee::{self, Proof},
     resolve,
     value::Writer,
 };
@@ -256,18 +256,27 @@ pub struct Because {
 }
 
 impl Rules {
-    /// Resolves what a config says against the catalog; or all that is wrong with it, and all that it would need the replica for.
+    /// Resolves what a config says against the catalog; or all that is wrong with it, and all that an event cannot have.
     pub fn compile(config: &Config, catalog: &Catalog) -> Result<Rules, Vec<Misfit>> {
-        let (rules, sheets) = Self::prove(config, catalog)?;
-        let misfits: Vec<_> = sheets.into_iter().flat_map(|sheet| sheet.needs).map(Misfit::from).collect();
+        let Proof { rules, events, .. } = Self::prove(config, catalog)?;
+        let misfits: Vec<_> = events.into_iter().flat_map(|sheet| sheet.needs).map(Misfit::from).collect();
         if misfits.is_empty() { Ok(rules) } else { Err(misfits) }
     }
 
-    /// As `compile`; what needs the replica is told in the sheets, one per event, and is not in the rules.
-    pub fn prove(config: &Config, catalog: &Catalog) -> Result<(Rules, Vec<EventSheet>), Vec<Misfit>> {
-        let resolved = resolve::resolve(config, catalog)?;
-        let sheets = guarantee::prove(&resolved);
-        Ok((resolved.rules, sheets))
+    /// As `compile`, with what is promised of each event, and what it takes; an event that cannot have what it needs says so there.
+    pub fn prove(config: &Config, catalog: &Catalog) -> Result<Proof, Vec<Misfit>> {
+        Ok(guarantee::prove(resolve::resolve(config, catalog)?, config.sink.kafka.delivery))
+    }
+
+    /// By which columns rows of a table are found in the replica: where it is a child, those that hold the root's key; each once.
+    pub fn links(&self, table: usize) -> Vec<usize> {
+        let mut links = Vec::new();
+        for collection in self.aggregates.iter().flat_map(|aggregate| &aggregate.children) {
+            if collection.table == table && !links.contains(&collection.link) {
+                links.push(collection.link);
+            }
+        }
+        links
     }
 
     /// By which columns rows of a table are found in the replica: where it is a child, those that hold the root's key; each once.

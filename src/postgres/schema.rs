@@ -66,6 +66,7 @@ impl Control {
                 not_null: row.get("not_null"),
                 toastable,
                 identity: false,
+                width: None,
             };
             of(tables, row).columns.push(column);
         }
@@ -138,6 +139,7 @@ fn bare(row: &tokio_postgres::Row) -> CatalogTable {
         unique: Vec::new(),
         foreign_keys: Vec::new(),
         triggers_disabled: false,
+        rows: None,
     }
 }
 

@@ -374,6 +374,99 @@ fn a_hop_that_could_be_two_or_hangs_on_two_columns_is_refused() {
 }
 
 #[test]
+fn a_look_up_is_resolved_hop_by_hop_to_places_of_tables_without_roles() {
+    let text = BOOKING
+        .replace("performance_id }", "performance_id, at: performance.date, event: old.performance.show.event.name }");
+    let text = text
+        .replace("seat: number,", "seat: number, section: section.name,")
+        .replace("ticket: {", "performance: { zone: UTC }\n  ticket: {");
+    let rules = Rules::compile(&config(&text), &ticketmonster()).unwrap();
+    let names: Vec<_> = rules.tables.iter().map(|table| table.name.as_str()).collect();
+    assert_eq!(names, ["booking", "ticket", "performance", "appearance", "event", "section"]);
+    let columns = |table: usize| rules.tables[table].columns.iter().map(|c| c.name.as_str()).collect::<Vec<_>>();
+    assert_eq!(
+        [columns(2), columns(3), columns(4), columns(5)],
+        [vec!["id", "date", "show_id"], vec!["id", "event_id"], vec!["id", "name"], vec!["id", "name"]]
+    );
+    assert!(rules.tables[2..].iter().all(|table| table.roles.is_empty() && table.held && table.key_len == 1));
+    assert!(rules.tables[..2].iter().all(|table| !table.held));
+    assert_eq!(rules.tables[2].columns[1].zone.as_deref(), Some("UTC"));
+    assert_eq!(rules.tables[4].columns[1].needed_by, "BookingCreated.performance.event");
+    assert_eq!(rules.events[0].needs, [2, 3, 4, 5]);
+    let hop = |key, table| Hop { key, table, enforced: true };
+    let Field::Object(performance) = &rules.events[0].data[3].1 else { panic!("{:?}", rules.events[0].data) };
+    let Field::LookUp { hops, column: 1, old: false, mask: None } = &performance[1].1 else {
+        panic!("{performance:?}")
+    };
+    assert_eq!(hops, &[hop(3, 2)]);
+    let Field::LookUp { hops, column: 1, old: true, mask: None } = &performance[2].1 else { panic!("{performance:?}") };
+    assert_eq!(hops, &[hop(3, 2), hop(2, 3), hop(1, 4)]);
+    let Field::Each { collection: 0, data } = &rules.events[0].data[4].1 else { panic!("{:?}", rules.events[0].data) };
+    let Field::LookUp { hops, column: 1, old: false, .. } = &data[3].1 else { panic!("{data:?}") };
+    assert_eq!(hops, &[hop(4, 5)]);
+    assert_eq!([rules.links(0), rules.links(1), rules.links(5)], [vec![], vec![5], vec![]]);
+}
+
+#[test]
+fn a_hop_is_enforced_when_its_foreign_key_holds() {
+    let text = BOOKING
+        .replace("performance_id }", "performance_id, event: performance.show_id }")
+        .replace("show_id", "show.venue_id");
+    let enforced = |catalog: &Catalog| {
+        let rules = Rules::compile(&config(&text), catalog).unwrap();
+        let Field::Object(performance) = &rules.events[0].data[3].1 else { panic!("{:?}", rules.events[0].data) };
+        let Field::LookUp { hops, .. } = &performance[1].1 else { panic!("{performance:?}") };
+        hops.iter().map(|hop| hop.enforced).collect::<Vec<_>>()
+    };
+    assert_eq!(enforced(&ticketmonster()), [true, true]);
+    let mut catalog = ticketmonster();
+    catalog.table_mut("booking").foreign_keys[0].valid = false;
+    assert_eq!(enforced(&catalog), [false, true]);
+    // A second one that says the same is no second way, and may hold.
+    let booking = catalog.table_mut("booking").clone();
+    *catalog.table_mut("booking") = booking.foreign("performance_id", "performance", "id");
+    assert_eq!(enforced(&catalog), [true, true]);
+    catalog.table_mut("appearance").triggers_disabled = true;
+    assert_eq!(enforced(&catalog), [true, false]);
+}
+
+#[test]
+fn a_hop_that_cannot_be_followed_is_refused() {
+    let at = "events.BookingCreated.data.email";
+    let refused = |change: &dyn Fn(&mut Catalog), said: &str| {
+        let mut catalog = ticketmonster();
+        change(&mut catalog);
+        refuses_of(&catalog, BOOKING, "contactemail", "performance.show_id", at, said);
+    };
+    let performance =
+        |catalog: &mut Catalog, change: &dyn Fn(&mut CatalogTable)| change(catalog.table_mut("performance"));
+    refused(
+        &|catalog| catalog.table_mut("booking").foreign_keys[0].to_columns = vec!["date".into()],
+        "the foreign key `public.booking.performance_id` leads to `public.performance.date`, which is not the primary key of \
+         `public.performance`; only a primary key of one column can be followed",
+    );
+    refused(
+        &|catalog| performance(catalog, &|table| table.primary_key.push("show_id".into())),
+        "the foreign key `public.booking.performance_id` leads to `public.performance.id`, which is not the primary key of \
+         `public.performance`; only a primary key of one column can be followed",
+    );
+    refused(
+        &|catalog| performance(catalog, &|table| table.identity = Identity::Nothing),
+        "`public.performance` has REPLICA IDENTITY NOTHING: the log does not say which row went; ALTER TABLE public.performance REPLICA \
+         IDENTITY DEFAULT",
+    );
+    refused(
+        &|catalog| performance(catalog, &|table| table.kind = crate::mapping::catalog::Kind::Unlogged),
+        "`public.performance` is unlogged: its rows are not in the log; ALTER TABLE public.performance SET LOGGED writes them there",
+    );
+    refused(
+        &|catalog| performance(catalog, &|table| table.columns[0].ty = Type::NUMERIC),
+        "`public.booking.performance_id` and `public.performance.id` may write one value in two ways, as bigint and `numeric`; only keys \
+         of one type can be followed",
+    );
+}
+
+#[test]
 fn a_transition_is_compared_in_the_text_form_of_the_type() {
     let (numeric, char) = (((12 << 16) | 2) + 4, 6);
     let to = |text, ty: &Type, modifier| side(text, ty, modifier);
