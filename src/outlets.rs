@@ -442,6 +442,7 @@ mod tests {
             not_null: true,
             toastable: false,
             identity: true,
+            width: None,
         };
         let orders = CatalogTable {
             schema: "public".into(),
@@ -453,6 +454,7 @@ mod tests {
             unique: vec![vec!["id".into()]],
             foreign_keys: Vec::new(),
             triggers_disabled: false,
+            rows: None,
         };
         let rules = Rules::compile(&config, &Catalog { tables: vec![orders] }).unwrap();
         Outlets::new(&config, "d").unwrap().with_events(&config, rules, spill())

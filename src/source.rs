@@ -42,6 +42,9 @@ pub struct Loaded {
 pub trait Source {
     /// Begins to read tables as they are at one position of the log, and gives that: what commits there or later comes in the stream,
     /// what committed before is in the rows that `loaded` gives. A load that was begun before is given up.
+    ///
+    /// It may take as long as the longest transaction that runs. Cancel safe: asked for the same before it has answered, it goes
+    /// on waiting for the same answer.
     fn load(&mut self, tables: Vec<LoadTable>) -> impl Future<Output = Result<Lsn, SourceError>>;
 
     /// The next rows of what `load` began, in no order; `None` at their end. Cancel safe.

@@ -37,6 +37,8 @@ pub struct CatalogTable {
     pub foreign_keys: Vec<ForeignKey>,
     /// Some trigger that enforces a foreign key is disabled on it.
     pub triggers_disabled: bool,
+    /// About how many rows it has, by the planner's statistics; `None` when it was never analyzed.
+    pub rows: Option<u64>,
 }
 
 /// What a name of the catalog is.
@@ -65,6 +67,8 @@ pub struct CatalogColumn {
     pub toastable: bool,
     /// Of the replica identity.
     pub identity: bool,
+    /// Bytes that a value takes on average, by the planner's statistics.
+    pub width: Option<u32>,
 }
 
 /// A foreign key.

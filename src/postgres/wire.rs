@@ -25,7 +25,7 @@ pub trait Wire {
     /// again it goes on waiting for the same answer.
     fn facts(&mut self, question: &Question) -> impl Future<Output = Result<TableFacts, SourceError>>;
 
-    /// As `Source::load` has it. Not cancel safe.
+    /// As `Source::load` has it.
     fn load(&mut self, tables: Vec<LoadTable>) -> impl Future<Output = Result<Lsn, SourceError>>;
 
     /// As `Source::loaded` has it. Cancel safe.

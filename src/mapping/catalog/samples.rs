@@ -19,6 +19,7 @@ pub(crate) fn table(name: &str, key: usize, columns: &[&str]) -> CatalogTable {
         primary_key,
         foreign_keys: Vec::new(),
         triggers_disabled: false,
+        rows: None,
     }
 }
 
@@ -27,7 +28,7 @@ fn column(text: &str, key: bool) -> CatalogColumn {
     let not_null = key || ty.ends_with('!');
     let (ty, modifier) = self::ty(ty.trim_end_matches('!'));
     let toastable = may_be_toasted(&ty, modifier);
-    CatalogColumn { name: name.into(), ty, modifier, not_null, toastable, identity: key }
+    CatalogColumn { name: name.into(), ty, modifier, not_null, toastable, identity: key, width: None }
 }
 
 fn ty(text: &str) -> (Type, i32) {
