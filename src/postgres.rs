@@ -16,6 +16,8 @@ pub mod tables;
 mod publication;
 mod slot;
 mod watch;
+mod copied;
+mod load;
 mod inspect;
 mod schema;
 pub mod save;
@@ -37,7 +39,7 @@ use std::{
 
 use catalog::Control;
 use fault::{Fault, Sorted};
-use session::Greeting;
+use session::{Greeting, Purpose};
 use tokio::time::timeout;
 use tracing::info;
 use url::Target;
@@ -149,14 +151,14 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
     loop {
         let (plan, confirmed, catalog) = control.prepare(config, begin).await?;
         let server = control.server().await?;
-        let watch = Watch::new(control.clone(), config, server.version_num, &plan);
+        let watch = Watch::new(control.clone(), config, server.version_num, &plan, catalog.clone());
         let publications = plan.names;
         let mut greeting = ends.greeting(&control).await.map_err(|error| again(replication, error))?;
         replication.let_in();
         let start = async {
             let system = greeting.identify().await?;
             Ok::<_, SourceError>((
-                greeting.start(&slot, &publications, config.wants_messages(), control.clone()).await?,
+                greeting.start(&slot, &publications, config.wants_messages(), control.clone(), ends.clone()).await?,
                 system,
             ))
         };
@@ -253,8 +255,9 @@ pub async fn give_up(config: &Config, delivered: Option<SystemTime>) -> SourceEr
     }
 }
 
-/// How both sessions are opened.
-struct Ends {
+/// How sessions are opened.
+#[derive(Clone)]
+pub(crate) struct Ends {
     target: Target,
     slot: String,
     application_name: String,
@@ -276,7 +279,17 @@ impl Ends {
 
     /// On the host that the control session is on.
     async fn greeting(&self, control: &Control) -> Result<Greeting, SourceError> {
+        self.open(control, Purpose::Replicate).await
+    }
+
+    /// One that reads rows, on the same host.
+    async fn reader(&self, control: &Control) -> Result<Greeting, SourceError> {
+        self.open(control, Purpose::Read).await
+    }
+
+    async fn open(&self, control: &Control, purpose: Purpose) -> Result<Greeting, SourceError> {
         let (host, who) = (&control.host, control.who.clone());
-        Greeting::open(&self.target, host, who, &self.application_name, self.decoding_work_mem).await
+        let work_mem = self.decoding_work_mem.filter(|_| purpose == Purpose::Replicate);
+        Greeting::open(&self.target, host, who, &self.application_name, work_mem, purpose).await
     }
 }

@@ -85,8 +85,9 @@ pub async fn preview(config: &Config, arguments: &PreviewArguments) -> Exit {
 async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<(), Error> {
     let misfit = |why: String| SourceError::Config(why.into());
     let mut outlets = outlets(config, "").map_err(misfit)?;
-    let patterns = patterns(config).map_err(misfit)?;
+    patterns(config, None).map_err(misfit)?;
     let Preview { session, from, catalog, publication_lists, .. } = postgres::preview::preview(config).await?;
+    let patterns = patterns(config, catalog.as_ref()).map_err(misfit)?;
     let memory_max = config.limits.memory.as_u64() as usize / 3;
     // What is shown is small; `data_dir` may be another user's.
     let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: config.limits.spill.as_u64() };

@@ -162,7 +162,7 @@ async fn save_to(
     let failed = |source| Failure::File { path: path.to_owned(), source };
     let file = File::create(path).map_err(failed)?;
     let mut writer = BufWriter::new(file);
-    let patterns = Patterns::compile(config).map_err(|error| SourceError::Config(Box::new(error)))?;
+    let patterns = Patterns::compile(config, &[]).map_err(|error| SourceError::Config(Box::new(error)))?;
     let leaves = |prefix: &str| patterns.kept(prefix) == Kept::InOrder;
     let saved = save(session, end, arguments.lsn, &leaves, now, &mut writer).await?;
     writer.flush().map_err(failed)?;

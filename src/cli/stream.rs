@@ -25,7 +25,7 @@ use crate::{
         self, Start, Warned, Watch,
         assemble::{Assembler, Wanted},
         stream::PostgresSource,
-        tables::Patterns,
+        tables::{self, Patterns},
     },
     progress::{self, Found, Gap, Origin, Progress, Reached},
     replica::Replica,
@@ -44,7 +44,7 @@ const MEMORY_PARTS: u64 = 3;
 /// Publishes until `shutdown` or a lasting fault.
 pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationToken) -> Exit {
     // Nothing is begun with a config that an attempt would stumble over.
-    let compiled = outlets(config, "").and_then(|_| patterns(config));
+    let compiled = outlets(config, "").and_then(|_| patterns(config, None));
     if let Err(why) = compiled {
         error!("failed to {why}");
         return Exit::Config;
@@ -191,7 +191,7 @@ async fn connect<'a>(
     let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
     let spill =
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
-    let patterns = patterns(config).map_err(misfit)?;
+    let patterns = patterns(config, prepared.catalog.as_ref()).map_err(misfit)?;
     let mut outlets = outlets(config, &prepared.database).map_err(misfit)?;
     if let Some(catalog) = &prepared.catalog {
         outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
@@ -245,8 +245,9 @@ pub(super) fn wanted(patterns: Patterns, publication_lists: bool) -> Wanted {
     }
 }
 
-pub(super) fn patterns(config: &Config) -> Result<Patterns, String> {
-    Patterns::compile(config).map_err(|error| error.to_string())
+/// What is asked for, with the tables that look-ups lead to once the catalog is known.
+pub(super) fn patterns(config: &Config, catalog: Option<&Catalog>) -> Result<Patterns, String> {
+    tables::patterns(config, catalog).map_err(|error| error.to_string())
 }
 
 /// Whether `changes` of these tables can leave, and events be made of what the catalog says.

@@ -1,18 +1,22 @@
 //! Config and catalog -> compiled rules: names resolved to places, values to writers, conditions to programs. Pure.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use postgres_types::Type;
 
 use super::{
-    catalog::Catalog,
+    catalog::{Catalog, CatalogTable},
     condition::Condition,
     guarantee::{self, Proof},
+    paths::Names,
     resolve,
     value::Writer,
 };
 use crate::{
-    config::{Config, Mask, Misfit, Truncate, Unmapped},
+    config::{AggregateConfig, Config, DataConfig, Mask, Misfit, Truncate, Unmapped, full_name},
     sink::Topic,
 };
 
@@ -296,6 +300,67 @@ impl EventRule {
     pub fn full_name(&self) -> String {
         format!("{}.v{}", self.name, self.version)
     }
+}
+
+/// A table that only look-ups lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookedUp {
+    /// Unquoted.
+    pub schema: String,
+    /// Unquoted.
+    pub name: String,
+    /// The columns that look-ups need.
+    pub columns: BTreeSet<String>,
+}
+
+/// The tables that paths of `data` lead to and that are neither roots nor children. Paths that lead nowhere are passed over: the
+/// rules refuse them.
+pub fn looked_up(config: &Config, catalog: &Catalog) -> Vec<LookedUp> {
+    let names = Names { catalog, tables: &config.tables };
+    let mut found = BTreeMap::new();
+    let child = |aggregate: &AggregateConfig, each: &str| {
+        aggregate.children.get(each).and_then(|link| Some(link.rsplit_once('.')?.0.to_owned()))
+    };
+    for (_, event) in config.events.iter() {
+        let Some(aggregate) = config.aggregates.get(&event.of) else { continue };
+        let mut left: Vec<_> = event.data.iter().map(|(_, field)| (aggregate.root.clone(), field)).collect();
+        while let Some((start, field)) = left.pop() {
+            match field {
+                DataConfig::Object(data) => left.extend(data.iter().map(|(_, field)| (start.clone(), field))),
+                DataConfig::Each { each, data } => {
+                    let Some(start) = child(aggregate, each) else { continue };
+                    left.extend(data.iter().map(|(_, field)| (start.clone(), field)));
+                }
+                DataConfig::Path(path) => {
+                    let place = names.table(&start).and_then(|start| names.find(start, path));
+                    let Ok(place) = place else { continue };
+                    for hop in &place.hops {
+                        let columns: &mut BTreeSet<String> = found.entry(hop.to.full_name()).or_default();
+                        columns.insert(hop.to.columns[hop.to_column].name.clone());
+                        columns.extend(hop.to.primary_key.iter().cloned());
+                    }
+                    for hop in place.hops.iter().skip(1) {
+                        found.entry(hop.from.full_name()).or_default().insert(hop.key().to_owned());
+                    }
+                    if !place.hops.is_empty() {
+                        found.entry(place.table.full_name()).or_default().insert(place.of().name.clone());
+                    }
+                }
+            }
+        }
+    }
+    for (_, aggregate) in config.aggregates.iter() {
+        let children = aggregate.children.iter().filter_map(|(name, _)| child(aggregate, name));
+        for name in children.chain([aggregate.root.clone()]) {
+            let (schema, table) = full_name(&name);
+            found.remove(&format!("{schema}.{table}"));
+        }
+    }
+    let named = |table: &CatalogTable| {
+        let columns = found.get(&table.full_name())?.clone();
+        Some(LookedUp { schema: table.schema.clone(), name: table.name.clone(), columns })
+    };
+    catalog.tables.iter().filter_map(named).collect()
 }
 
 impl MappedTable {

@@ -96,6 +96,7 @@ impl Control {
                 slot: slot.to_owned(),
                 passfile: host.passfile.clone(),
                 certificate: target.tls.identity.is_some(),
+                table: None,
             };
             match Control::open_host(target, host, who, application_name).await {
                 Ok(control) if !target.primary_only || !control.is_standby().await? => return Ok(control),

@@ -31,6 +31,8 @@ pub(crate) enum Step {
     Ask,
     /// Making, changing or dropping a slot or a publication.
     Prepare,
+    /// Reading rows as they are.
+    Load,
     /// START_REPLICATION, and everything after it.
     Stream,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Who {
     pub(crate) passfile: Option<String>,
     /// `sslcert` is given.
     pub(crate) certificate: bool,
+    /// The table whose rows are read, as SQL has it.
+    pub(crate) table: Option<String>,
 }
 
 impl Who {
@@ -98,6 +102,10 @@ pub(crate) enum Fault {
     Busy { what: Said, holders: String },
     #[error("{doing}: {what}")]
     Lost { doing: String, what: String },
+    #[error("load {table}: {why}; the load begins again")]
+    Changed { table: String, why: &'static str },
+    #[error("load {table}: another session has held a lock on it for {seconds} s; the load begins again")]
+    Locked { table: String, seconds: u64 },
     #[error("understand {address}: {what}")]
     Protocol { address: String, what: String },
 }
@@ -158,6 +166,8 @@ impl Said {
             // Held by another, or about to be free.
             ("55006", _) => Kind::Passing,
             ("55P03", _) => Kind::Passing,
+            // The table has changed since it was looked at, or the snapshot went with its session: both are looked at again.
+            ("42P01" | "42703" | "3F000" | "22023" | "55000", Step::Load) => Kind::Passing,
             // Another instance has just made it.
             ("42710", Step::Prepare) => Kind::Passing,
             // A pooler will say so for ever.
@@ -308,12 +318,17 @@ fn doing(step: Step, who: &Who) -> String {
         Step::LogInToReplicate => format!("log in to {} as {} for replication", who.address, who.user),
         Step::Ask => format!("ask {}", who.address),
         Step::Prepare => format!("prepare {} for replication", who.address),
+        Step::Load => match &who.table {
+            Some(table) => format!("load {table} from {}", who.address),
+            None => format!("load rows from {}", who.address),
+        },
         Step::Stream => format!("stream from slot {}", who.slot),
     }
 }
 
 fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
     let Who { user, database, slot, certificate, .. } = who;
+    let table = who.table.as_deref().unwrap_or("...");
     let mend = match (said.code.as_str(), step) {
         ("08P01", _) if said.message.contains(POOLER_SAYS) => POOLER.into(),
         // `clientcert=verify-full` says no more than this of a certificate for somebody else.
@@ -338,10 +353,19 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
         ("3D000", _) => format!("check the database in source.postgres, or CREATE DATABASE \"{database}\""),
         ("42501", Step::LogIn) => format!("GRANT CONNECT ON DATABASE \"{database}\" TO \"{user}\""),
         ("42501", Step::LogInToReplicate | Step::Stream) => format!("ALTER ROLE \"{user}\" REPLICATION"),
+        ("42501", Step::Load) if said.message.contains("row-level security") => format!(
+            "ALTER ROLE \"{user}\" BYPASSRLS, since a policy would hide rows of it; or map nothing that needs its old rows"
+        ),
+        ("42501", Step::Load) if said.message.contains("schema") => {
+            let schema = table.split_once('.').map_or(table, |(schema, _)| schema);
+            format!("GRANT USAGE ON SCHEMA {schema} TO \"{user}\"")
+        }
+        ("42501", Step::Load) if who.table.is_some() => format!("GRANT SELECT ON {table} TO \"{user}\""),
+        ("42501", Step::Load) => format!("ALTER ROLE \"{user}\" REPLICATION"),
         ("42501", Step::Prepare) if said.message.contains("replication") => {
             format!("ALTER ROLE \"{user}\" REPLICATION")
         }
-        ("53300", Step::LogInToReplicate) => "raise max_wal_senders, or end another replication session".into(),
+        ("53300", Step::LogInToReplicate | Step::Load) => "raise max_wal_senders, or end another replication session".into(),
         ("53300", _) if said.message.contains("for role") => format!("ALTER ROLE \"{user}\" CONNECTION LIMIT -1"),
         ("53300", _) if said.message.contains("for database") => {
             format!("ALTER DATABASE \"{database}\" CONNECTION LIMIT -1")

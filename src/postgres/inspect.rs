@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     finding::{Finding, Level},
     lsn::Lsn,
+    mapping::{catalog::Catalog, rules::Rules},
     source::SourceError,
 };
 
@@ -120,7 +121,12 @@ async fn inspect_into(inspection: &mut Inspection, config: &Config) -> Result<()
         inspection.slot = Some(SlotSeen { confirmed, system_identifier: control.system_identifier().await? });
     }
     match control.plan(config, server.version_num, ours.as_ref()).await {
-        Ok(plan) => look_at_plan(inspection, plan, config, &server, &control).await?,
+        Ok((plan, catalog)) => {
+            if let Some(catalog) = &catalog {
+                look_at_load(inspection, config, catalog, &server, &setup, ours.is_some(), &control).await?;
+            }
+            look_at_plan(inspection, plan, config, &server, &control).await?
+        }
         Err(error @ SourceError::Config(_)) => inspection.misfits.push(Finding::error(&error)),
         Err(error) => inspection.findings.push(Finding::error(&error).about("publications")),
     }
@@ -428,6 +434,56 @@ async fn look_at_plan(
     Ok(())
 }
 
+/// Whether the rows that old values and look-ups need can be loaded.
+async fn look_at_load(
+    inspection: &mut Inspection,
+    config: &Config,
+    catalog: &Catalog,
+    server: &ServerFacts,
+    setup: &Setup,
+    has_slot: bool,
+    control: &Control,
+) -> Result<(), SourceError> {
+    // What is wrong with the rules is told elsewhere.
+    let Ok(rules) = Rules::compile(config, catalog) else { return Ok(()) };
+    let held: Vec<_> = rules.tables.iter().filter(|table| table.held).collect();
+    if held.is_empty() {
+        return Ok(());
+    }
+    let user = escape_identifier(&server.user);
+    for table in held {
+        let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+        let rows = control.query(READABLE, &[&table.schema, &table.name, &columns]).await?;
+        let said = |row: &Row| {
+            let [schema, name] = ["schema", "name"].map(|part| escape_identifier(row.get(part)));
+            let mend = match (row.get("usable"), row.get("readable"), row.get("hidden")) {
+                (false, _, _) => format!("GRANT USAGE ON SCHEMA {schema} TO {user};\nGRANT SELECT ON {schema}.{name} TO {user};"),
+                (_, false, _) => format!("GRANT SELECT ON {schema}.{name} TO {user};"),
+                (_, _, true) => format!("ALTER ROLE {user} BYPASSRLS;  -- as a superuser: a policy would hide rows"),
+                _ => return None,
+            };
+            Some(mend)
+        };
+        let mends: Vec<String> = rows.iter().filter_map(said).collect();
+        if !mends.is_empty() {
+            let what = format!("{} may not read its rows, which old values or look-ups need", server.user);
+            inspection.findings.push(Finding::cross(what, mends.join("\n")).about(table.full_name()));
+        }
+    }
+    // The load has a slot of its own beside the pipeline's, and a walsender.
+    let free = |(used, max): (i64, i64)| max - used - i64::from(!has_slot);
+    for (name, room) in [("max_replication_slots", free(server.slots)), ("max_wal_senders", free(server.walsenders))] {
+        if room < 1 {
+            let (_, max) = if name == "max_wal_senders" { server.walsenders } else { server.slots };
+            let what = format!("{name} leaves no room for the temporary slot by which rows are loaded");
+            inspection
+                .findings
+                .push(Finding::cross(what, setup.host.set(name, &(max + 10).to_string(), true)).about("load"));
+        }
+    }
+    Ok(())
+}
+
 /// The rights that the statements want and we do not have.
 async fn lacks(
     statements: &[String],
@@ -500,6 +556,22 @@ SELECT r.rolsuper AS superuser, r.rolreplication AS replication,
   current_setting('idle_replication_slot_timeout', true) AS slot_idle,
   current_setting('wal_sender_timeout') AS sender_timeout
 FROM pg_roles r WHERE r.rolname = current_user";
+
+/// Per table with rows, of one that may be partitioned: whether its schema may be used, these columns be read, and rows are hidden.
+const READABLE: &str = "
+WITH RECURSIVE leaf(oid) AS (
+  SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname = $1::text AND c.relname = $2::text AND c.relkind IN ('r', 'p')
+  UNION ALL
+  SELECT i.inhrelid FROM leaf JOIN pg_class p ON p.oid = leaf.oid AND p.relkind = 'p'
+    JOIN pg_inherits i ON i.inhparent = leaf.oid
+)
+SELECT n.nspname AS schema, c.relname AS name, has_schema_privilege(n.oid, 'USAGE') AS usable,
+  (SELECT bool_and(has_column_privilege(c.oid, a.attnum, 'SELECT')) FROM pg_attribute a
+     WHERE a.attrelid = c.oid AND a.attname = ANY ($3::text[])) AS readable,
+  row_security_active(c.oid) AS hidden
+FROM leaf JOIN pg_class c ON c.oid = leaf.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' ORDER BY 1, 2";
 
 const RIGHTS: &str = "
 SELECT has_database_privilege(current_database(), 'CREATE') AS may_create,

@@ -28,11 +28,7 @@ pub async fn preview(config: &Config) -> Result<Preview, SourceError> {
     let server = control.fitting_server().await?;
     let mut as_it_is = config.clone();
     as_it_is.source.create = false;
-    let plan = control.plan(&as_it_is, server.version_num, None).await?;
-    let catalog = match config.events.is_empty() {
-        true => None,
-        false => Some(control.schema(config).await?),
-    };
+    let (plan, catalog) = control.plan(&as_it_is, server.version_num, None).await?;
     if !plan.statements.is_empty() {
         let why = "preview without a publication of what the config asks for, and a preview makes none".to_owned();
         return Err(control.run_this(why, &plan.statements));
@@ -43,7 +39,7 @@ pub async fn preview(config: &Config) -> Result<Preview, SourceError> {
     let slot = &slot[..slot.len().min(IDENTIFIER_LEN_MAX)];
     let start = async {
         let from = greeting.create_temporary_slot(slot).await?;
-        Ok::<_, SourceError>((from, greeting.start(slot, &plan.names, config.wants_messages(), control.clone()).await?))
+        Ok::<_, SourceError>((from, greeting.start(slot, &plan.names, config.wants_messages(), control.clone(), ends.clone()).await?))
     };
     let late = || Fault::StartTimeout { slot: slot.into(), seconds: super::START_TIMEOUT.as_secs() }.passing();
     let (from, session) = timeout(super::START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late()))?;

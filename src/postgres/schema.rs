@@ -66,7 +66,7 @@ impl Control {
                 not_null: row.get("not_null"),
                 toastable,
                 identity: false,
-                width: None,
+                width: row.get::<_, Option<i32>>("width").and_then(|width| width.try_into().ok()),
             };
             of(tables, row).columns.push(column);
         }
@@ -94,6 +94,9 @@ impl Control {
                 valid: row.get("valid"),
             };
             of(tables, &row).foreign_keys.push(foreign);
+        }
+        for row in self.query(ROWS, &[&oids]).await? {
+            of(tables, &row).rows = row.get::<_, Option<i64>>("rows").map(|rows| rows.max(0) as u64);
         }
         for row in self.query(DISABLED, &[&oids]).await? {
             of(tables, &row).triggers_disabled = true;
@@ -193,8 +196,10 @@ ORDER BY n.nspname || '.' || c.relname = ANY ($2) DESC, n.nspname, c.relname LIM
 /// Generated columns are not in the log.
 const COLUMNS: &str = "
 SELECT a.attrelid AS oid, a.attname AS name, a.atttypid AS type, a.atttypmod AS modifier, a.attnotnull AS not_null,
-  a.attlen = -1 AND a.attstorage <> 'p' AS toastable
-FROM pg_attribute a
+  a.attlen = -1 AND a.attstorage <> 'p' AS toastable,
+  (SELECT max(s.avg_width) FROM pg_stats s
+     WHERE s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = a.attname) AS width
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 ORDER BY a.attrelid, a.attnum";
 
@@ -218,6 +223,17 @@ SELECT k.conrelid AS oid, n.nspname AS to_schema, c.relname AS to_name,
 FROM pg_constraint k JOIN pg_class c ON c.oid = k.confrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE k.contype = 'f' AND k.conrelid = ANY ($1)
 ORDER BY k.conrelid, k.conname";
+
+/// About how many rows tables have. A partition that nobody has analyzed says -1, and so it is not known.
+const ROWS: &str = "
+WITH RECURSIVE leaf(root, oid) AS (
+  SELECT c.oid, c.oid FROM pg_class c WHERE c.oid = ANY ($1)
+  UNION ALL
+  SELECT leaf.root, i.inhrelid FROM leaf JOIN pg_class p ON p.oid = leaf.oid AND p.relkind = 'p'
+    JOIN pg_inherits i ON i.inhparent = leaf.oid
+)
+SELECT leaf.root AS oid, CASE WHEN bool_and(c.reltuples >= 0) THEN sum(c.reltuples)::bigint END AS rows
+FROM leaf JOIN pg_class c ON c.oid = leaf.oid WHERE c.relkind = 'r' GROUP BY leaf.root";
 
 /// Tables of which a trigger that enforces a foreign key does not fire in an ordinary session.
 const DISABLED: &str = "

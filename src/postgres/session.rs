@@ -16,7 +16,7 @@ use postgres_protocol::{
         sasl::{self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256},
     },
     message::{
-        backend::{AuthenticationSaslBody, DataRowBody, ErrorResponseBody, Message},
+        backend::{AuthenticationSaslBody, CopyDataBody, DataRowBody, ErrorResponseBody, Message},
         frontend,
     },
 };
@@ -30,14 +30,19 @@ use tokio_util::bytes::BytesMut;
 use tracing::debug;
 
 use super::{
+    Ends,
     catalog::Control,
     connect::{Stream, connect},
     fault::{Fault, NOT_BOUND, Said, Step, Who},
     pace::{PAUSE, Pace},
+    load,
     url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, Wire},
 };
-use crate::{lsn::Lsn, source::SourceError};
+use crate::{
+    lsn::Lsn,
+    source::{LoadTable, Loaded, SourceError},
+};
 
 /// A write that takes longer has nobody at the other end.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +50,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// At most so much at once from a Unix socket, where pacing gains nothing.
 const UNIX_READ_BYTES: usize = 64 << 10;
+/// Room for each read of a session that does not stream.
+const READ_BYTES: usize = 32 << 10;
 /// What the buffer keeps after a large message has gone through it.
 const BUFFER_BYTES_KEPT: usize = 512 << 10;
 /// Postgres makes no message larger than its largest allocation.
@@ -64,11 +71,33 @@ const PINNED: &[(&str, &str)] = &[
     ("wal_sender_timeout", "10s"),
 ];
 
-/// A replication session that has logged in and streams nothing yet.
+/// Where only rows are read. No lock is waited for so long that others queue behind us, a policy that hides rows is an error,
+/// and rows come in their physical order.
+const PINNED_TO_READ: &[(&str, &str)] = &[
+    ("lock_timeout", "2s"),
+    ("row_security", "off"),
+    ("enable_seqscan", "off"),
+    ("synchronize_seqscans", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+    ("jit", "off"),
+];
+
+/// What a session is for. All have the same text settings, and so values look the same in all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Replication commands.
+    Replicate,
+    /// Rows of tables.
+    Read,
+}
+
+/// A session that has logged in and streams nothing yet.
 pub(crate) struct Greeting {
     stream: Stream,
     buffer: BytesMut,
-    who: Who,
+    pub(crate) who: Who,
+    /// What errors are said of.
+    pub(crate) step: Step,
 }
 
 /// What IDENTIFY_SYSTEM says.
@@ -89,11 +118,16 @@ impl Greeting {
         who: Who,
         application_name: &str,
         decoding_work_mem: Option<u64>,
+        purpose: Purpose,
     ) -> Result<Greeting, SourceError> {
+        let step = match purpose {
+            Purpose::Replicate => Step::LogInToReplicate,
+            Purpose::Read => Step::LogIn,
+        };
         let open = async {
             let stream = connect(target, host).await?;
-            let mut greeting = Greeting { stream, buffer: BytesMut::new(), who: who.clone() };
-            greeting.log_in(target, host, application_name, decoding_work_mem).await?;
+            let mut greeting = Greeting { stream, buffer: BytesMut::new(), who: who.clone(), step };
+            greeting.log_in(target, host, application_name, decoding_work_mem, purpose).await?;
             Ok(greeting)
         };
         let seconds = target.connect_timeout.as_secs();
@@ -107,24 +141,29 @@ impl Greeting {
         host: &Host,
         application_name: &str,
         decoding_work_mem: Option<u64>,
+        purpose: Purpose,
     ) -> Result<(), SourceError> {
         let work_mem = decoding_work_mem.map(|bytes| format!("{}kB", bytes.div_ceil(1024)));
         let named = [
             ("user", target.user.as_str()),
             ("database", target.database.as_str()),
-            ("replication", "database"),
             ("application_name", application_name),
         ];
+        let of_purpose = match purpose {
+            Purpose::Replicate => &[("replication", "database")],
+            Purpose::Read => PINNED_TO_READ,
+        };
         let options = target.options.as_deref().map(|options| ("options", options));
         let work_mem = work_mem.as_deref().map(|size| ("logical_decoding_work_mem", size));
         let parameters = named.into_iter().chain(options).chain(PINNED.iter().copied()).chain(work_mem);
+        let parameters = parameters.chain(of_purpose.iter().copied());
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out).map_err(|error| self.impossible(error))?;
         self.send(&out).await?;
         // Whoever is in between could ask for less than SCRAM-SHA-256-PLUS, or for nothing.
         let mut may_be_unbound = target.channel_binding != ChannelBinding::Require;
         loop {
-            match self.message(Step::LogInToReplicate).await? {
+            match self.message(self.step).await? {
                 Message::AuthenticationSasl(body) => {
                     self.scram(body, target.channel_binding, host).await?;
                     may_be_unbound = true;
@@ -178,14 +217,14 @@ impl Greeting {
         frontend::sasl_initial_response(mechanism, scram.message(), &mut out)
             .map_err(|error| self.impossible(error))?;
         self.send(&out).await?;
-        let Message::AuthenticationSaslContinue(body) = self.message(Step::LogInToReplicate).await? else {
+        let Message::AuthenticationSaslContinue(body) = self.message(self.step).await? else {
             return Err(self.refuse("the server breaks off SCRAM"));
         };
         scram.update(body.data()).map_err(|error| self.refuse(&error.to_string()))?;
         out.clear();
         frontend::sasl_response(scram.message(), &mut out).map_err(|error| self.impossible(error))?;
         self.send(&out).await?;
-        let Message::AuthenticationSaslFinal(body) = self.message(Step::LogInToReplicate).await? else {
+        let Message::AuthenticationSaslFinal(body) = self.message(self.step).await? else {
             return Err(self.refuse("the server breaks off SCRAM"));
         };
         // The server proves that it knows the password too.
@@ -213,6 +252,58 @@ impl Greeting {
         lsn.ok_or_else(|| self.refuse("CREATE_REPLICATION_SLOT says nothing that makes sense"))
     }
 
+    /// The same, and the name of a snapshot of all that was committed before it: it lasts until the next command, or the end.
+    pub(crate) async fn create_exporting_slot(&mut self, slot: &str) -> Result<(Lsn, String), SourceError> {
+        let name = quote_identifier(slot);
+        let texts =
+            self.ask(&format!("CREATE_REPLICATION_SLOT {name} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT")).await?;
+        let told = texts.and_then(|texts| Some((texts.get(1)?.parse().ok()?, texts.get(2)?.clone())));
+        told.ok_or_else(|| self.refuse("CREATE_REPLICATION_SLOT says nothing that makes sense"))
+    }
+
+    /// The rows of statements, or what the server says against them; it goes on after that.
+    pub(crate) async fn statements(&mut self, sql: &str) -> Result<Result<Vec<Vec<String>>, Said>, SourceError> {
+        self.send_query(sql).await?;
+        let (mut rows, mut said) = (Vec::new(), None);
+        loop {
+            match self.any_message().await? {
+                Message::DataRow(row) => rows.push(read_texts(&row).map_err(|error| self.impossible(error))?),
+                Message::ErrorResponse(body) => said = Some(self.read_said(&body)?),
+                Message::ReadyForQuery(_) => return Ok(said.map_or(Ok(rows), Err)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Begins a COPY to us, of which `line` gives the rows.
+    pub(crate) async fn copy(&mut self, sql: &str) -> Result<(), SourceError> {
+        self.send_query(sql).await?;
+        while !matches!(self.message(self.step).await?, Message::CopyOutResponse(_)) {}
+        Ok(())
+    }
+
+    /// The next row of a COPY: the server sends each apart. `None` at the end.
+    pub(crate) async fn line(&mut self) -> Result<Option<CopyDataBody>, SourceError> {
+        loop {
+            match self.message(self.step).await? {
+                Message::CopyData(line) => return Ok(Some(line)),
+                Message::ReadyForQuery(_) => return Ok(None),
+                _ => {}
+            }
+        }
+    }
+
+    /// An error that the server has said.
+    pub(crate) fn sort(&self, said: Said) -> SourceError {
+        said.sort(self.step, &self.who)
+    }
+
+    async fn send_query(&mut self, sql: &str) -> Result<(), SourceError> {
+        let mut out = BytesMut::new();
+        frontend::query(sql, &mut out).map_err(|error| self.impossible(error))?;
+        self.send(&out).await
+    }
+
     /// The first row of the answer to a replication command, without its nulls.
     async fn ask(&mut self, command: &str) -> Result<Option<Vec<String>>, SourceError> {
         let mut out = BytesMut::new();
@@ -220,7 +311,7 @@ impl Greeting {
         self.send(&out).await?;
         let mut first = None;
         loop {
-            match self.message(Step::LogInToReplicate).await? {
+            match self.message(self.step).await? {
                 Message::DataRow(row) => first = Some(read_texts(&row).map_err(|error| self.impossible(error))?),
                 Message::ReadyForQuery(_) => return Ok(first),
                 _ => {}
@@ -235,6 +326,7 @@ impl Greeting {
         publications: &[String],
         messages: bool,
         control: Control,
+        ends: Ends,
     ) -> Result<Session, SourceError> {
         let names = publications.iter().map(|name| quote_identifier(name)).collect::<Vec<_>>().join(",");
         let command = format!(
@@ -269,6 +361,7 @@ impl Greeting {
         Ok(Session {
             stream: self.stream,
             control,
+            ends,
             who: self.who,
             inbox: Inbox { bytes: self.buffer.to_vec(), start: 0 },
             outbox: Vec::new(),
@@ -306,10 +399,17 @@ impl Greeting {
 
     /// The next message that is not a notice; an ErrorResponse is an error.
     async fn message(&mut self, step: Step) -> Result<Message, SourceError> {
+        match self.any_message().await? {
+            Message::ErrorResponse(body) => Err(self.read_said(&body)?.sort(step, &self.who)),
+            message => Ok(message),
+        }
+    }
+
+    /// The next message that is not a notice.
+    async fn any_message(&mut self) -> Result<Message, SourceError> {
         loop {
             match Message::parse(&mut self.buffer).map_err(|error| self.impossible(error))? {
                 None => self.fill().await?,
-                Some(Message::ErrorResponse(body)) => return Err(self.said(&body, step)),
                 Some(Message::NoticeResponse(_)) => {}
                 Some(message) => return Ok(message),
             }
@@ -317,6 +417,7 @@ impl Greeting {
     }
 
     async fn fill(&mut self) -> Result<(), SourceError> {
+        self.buffer.reserve(READ_BYTES);
         match self.stream.read_buf(&mut self.buffer).await {
             Ok(0) => Err(self.broken("read", io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => Ok(()),
@@ -324,11 +425,8 @@ impl Greeting {
         }
     }
 
-    fn said(&self, body: &ErrorResponseBody, step: Step) -> SourceError {
-        match Said::read(body.fields()) {
-            Ok(said) => said.sort(step, &self.who),
-            Err(error) => self.impossible(error),
-        }
+    fn read_said(&self, body: &ErrorResponseBody) -> Result<Said, SourceError> {
+        Said::read(body.fields()).map_err(|error| self.impossible(error))
     }
 
     fn broken(&self, doing: &'static str, source: io::Error) -> SourceError {
@@ -352,6 +450,8 @@ impl Greeting {
 pub struct Session {
     stream: Stream,
     control: Control,
+    /// How more sessions are opened.
+    ends: Ends,
     who: Who,
     inbox: Inbox,
     /// Messages to the server; the first `sent` bytes are on their way.
@@ -368,11 +468,8 @@ pub struct Session {
 type Answer = Result<TableFacts, SourceError>;
 
 impl Wire for Session {
-    fn load(
-        &mut self,
-        _: Vec<crate::source::LoadTable>,
-    ) -> tokio::sync::mpsc::Receiver<Result<crate::source::Load, SourceError>> {
-        unreachable!("scaffold")
+    fn load(&mut self, tables: Vec<LoadTable>) -> Receiver<Result<Load, SourceError>> {
+        load::begin(self.ends.clone(), self.control.clone(), tables)
     }
 
     async fn readable(&mut self) -> Result<(), SourceError> {
@@ -695,8 +792,8 @@ mod tests {
         theirs.shutdown().await.unwrap();
         let text = Secret::from(format!("host=/x user=u dbname=d password=hunter2 {words}"));
         let target = Target::parse(&text).unwrap();
-        let mut greeting = Greeting { stream: Stream::Unix(ours), buffer: BytesMut::new(), who: Who::default() };
-        let error = greeting.log_in(&target, &target.hosts[0], "a", None).await.unwrap_err();
+        let mut greeting = Greeting { stream: Stream::Unix(ours), buffer: BytesMut::new(), who: Who::default(), step: Step::LogInToReplicate };
+        let error = greeting.log_in(&target, &target.hosts[0], "a", None, Purpose::Replicate).await.unwrap_err();
         drop(greeting);
         let mut got = Vec::new();
         theirs.read_to_end(&mut got).await.unwrap();

@@ -20,7 +20,7 @@ use super::{
         COMMENT, Plan, Publication, PublicationFault, Publications, PublishedTable, comment_with_tables, inserts_name,
         plan,
     },
-    tables::{PatternError, Patterns, check_omitted, omitted},
+    tables::{PatternError, Patterns, check_omitted, omitted, patterns},
     watch::{Seen, is_busy, put_back},
 };
 use crate::{
@@ -128,12 +128,19 @@ impl Warned {
 pub(crate) struct Survey {
     pub(crate) tables: Vec<CatalogTable>,
     pub(crate) there: Publications,
+    /// What the database says of the tables that events are made of; `None` where none are.
+    pub(crate) catalog: Option<Catalog>,
 }
 
 impl Survey {
+    /// What the config asks for, with the tables that its look-ups lead to.
+    pub(crate) fn patterns(&self, config: &Config) -> Result<Patterns, PatternError> {
+        patterns(config, self.catalog.as_ref())
+    }
+
     /// Whether the database has what the config names.
     pub(crate) fn check(&self, config: &Config, version_num: i32) -> Result<(), PatternError> {
-        let patterns = Patterns::compile(config)?;
+        let patterns = self.patterns(config)?;
         patterns.check(&self.tables)?;
         patterns.check_whole(&config.source.omit_columns)?;
         match config.source.omit_columns.first() {
@@ -163,7 +170,7 @@ impl Survey {
 
     /// What has to be done to the publications. `confirmed` is where the slot stands, if it is there.
     pub(crate) fn plan(&self, config: &Config, confirmed: Option<Lsn>) -> Result<Plan, SourceError> {
-        let patterns = Patterns::compile(config).map_err(misfit)?;
+        let patterns = self.patterns(config).map_err(misfit)?;
         let with_rows = patterns.with_rows(&self.tables);
         let wanted = patterns.choose(&self.tables);
         if confirmed.is_some() {
@@ -277,14 +284,11 @@ impl Control {
         if let Some(slot) = &slot {
             slot.within(&name, &config.limits, begin.warned)?;
         }
-        let survey = self.survey(config, server.version_num).await?;
+        let survey = self.survey(config, server.version_num, None).await?;
         begin.warned.compare(&name, &survey, config)?;
         self.check_names(&survey, config, server.version_num).await?;
         let mut plan = survey.plan(config, slot.as_ref().map(|slot| slot.confirmed))?;
-        let catalog = match config.events.is_empty() {
-            true => None,
-            false => Some(self.schema(config).await?),
-        };
+        let catalog = &survey.catalog;
         (begin.accept)(&plan.changes, catalog.as_ref()).map_err(|why| SourceError::Config(why.into()))?;
         (begin.permit)(slot.as_ref().map(|slot| slot.confirmed), Server(self.clone())).await?;
         if slot.is_none() {
@@ -322,7 +326,7 @@ impl Control {
             None => self.create_slot(&name, &server).await?,
         };
         self.remember(config, server.version_num, &plan).await?;
-        Ok((plan, confirmed, catalog))
+        Ok((plan, confirmed, survey.catalog))
     }
 
     /// Writes into the comment of a publication of ours that the slot has been made, and what is published.
@@ -343,8 +347,14 @@ impl Control {
         }
     }
 
-    /// What there is to be published, and what is.
-    pub(crate) async fn survey(&self, config: &Config, version_num: i32) -> Result<Survey, SourceError> {
+    /// What there is to be published, and what is. While a stream runs, its look-ups lead where they led when it began: to what
+    /// `known` says.
+    pub(crate) async fn survey(
+        &self,
+        config: &Config,
+        version_num: i32,
+        known: Option<&Catalog>,
+    ) -> Result<Survey, SourceError> {
         let mut tables = self.tables().await?;
         let omit = omitted(&config.source.omit_columns, &tables);
         if !omit.is_empty() {
@@ -353,19 +363,25 @@ impl Control {
                 table.narrow = narrow.remove(&table.oid).filter(|narrow| !narrow.omitted.is_empty());
             }
         }
-        Ok(Survey { tables, there: self.publications(&config.publication(), version_num).await? })
+        let catalog = match known {
+            _ if config.events.is_empty() => None,
+            Some(known) => Some(known.clone()),
+            None => Some(self.schema(config).await?),
+        };
+        Ok(Survey { tables, there: self.publications(&config.publication(), version_num).await?, catalog })
     }
 
-    /// What has to be done to the publications, of what the config asks for and the database has.
+    /// What has to be done to the publications, of what the config asks for and the database has, and what that says of the tables
+    /// that events are made of.
     pub(crate) async fn plan(
         &self,
         config: &Config,
         version_num: i32,
         slot: Option<&Slot>,
-    ) -> Result<Plan, SourceError> {
-        let survey = self.survey(config, version_num).await?;
+    ) -> Result<(Plan, Option<Catalog>), SourceError> {
+        let survey = self.survey(config, version_num, None).await?;
         self.check_names(&survey, config, version_num).await?;
-        survey.plan(config, slot.map(|slot| slot.confirmed))
+        Ok((survey.plan(config, slot.map(|slot| slot.confirmed))?, survey.catalog))
     }
 
     /// Whether the database has what the config names.

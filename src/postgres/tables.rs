@@ -1,6 +1,6 @@
 //! Config and catalog -> the tables and messages that are asked for, and by whom. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use globset::{Glob, GlobMatcher};
 
@@ -8,6 +8,10 @@ use super::{assemble::Kept, catalog::CatalogTable};
 use crate::{
     change::Asked,
     config::{Config, full_name},
+    mapping::{
+        catalog::Catalog,
+        rules::{LookedUp, looked_up},
+    },
 };
 
 /// What a config asks for: tables of `changes` by patterns, names or globs, less what is taken out again; tables of aggregates
@@ -18,6 +22,8 @@ pub struct Patterns {
     except: Vec<Pattern>,
     /// `schema.table`
     mapped: Vec<String>,
+    /// Those of `mapped` that only look-ups lead to, and which of their columns are read.
+    looked_up: BTreeMap<String, BTreeSet<String>>,
     /// `schema.table`
     outbox: Option<String>,
     messages: Vec<Pattern>,
@@ -90,8 +96,8 @@ impl Pattern {
 }
 
 impl Patterns {
-    /// Compiles what a config asks for.
-    pub fn compile(config: &Config) -> Result<Patterns, PatternError> {
+    /// Compiles what a config asks for. The tables that look-ups lead to only the catalog knows.
+    pub fn compile(config: &Config, looked_up: &[LookedUp]) -> Result<Patterns, PatternError> {
         let compile = |key, texts: &[String]| {
             let pattern = |text: &String| {
                 let failed = |error: globset::Error| PatternError::Glob {
@@ -109,6 +115,8 @@ impl Patterns {
         let roots = config.aggregates.iter().map(|(_, aggregate)| whole(full_name(&aggregate.root)));
         let links = config.aggregates.iter().flat_map(|(_, aggregate)| aggregate.children.iter());
         let children = links.filter_map(|(_, link)| Some(whole(full_name(link.rsplit_once('.')?.0))));
+        let looked_up: BTreeMap<_, _> =
+            looked_up.iter().map(|table| (whole((&table.schema, &table.name)), table.columns.clone())).collect();
         let outbox = config.outbox.as_ref();
         let prefixes: Vec<String> = config.messages.iter().map(|messages| messages.prefix.clone()).collect();
         let mut messages = compile("messages", &prefixes)?;
@@ -117,7 +125,8 @@ impl Patterns {
         Ok(Patterns {
             tables: compile("changes.tables", tables)?,
             except: compile("changes.except", except)?,
-            mapped: roots.chain(children).collect(),
+            mapped: roots.chain(children).chain(looked_up.keys().cloned()).collect(),
+            looked_up,
             outbox: outbox.and_then(|outbox| outbox.table().map(whole)),
             messages,
             context: config.context.as_ref().map(|context| context.prefix.clone()),
@@ -206,8 +215,16 @@ impl Patterns {
     /// Whether nothing that is mapped, or of the outbox, is left out.
     pub(crate) fn check_whole(&self, columns: &[String]) -> Result<(), PatternError> {
         for text in columns {
-            let Some((name, _)) = text.rsplit_once('.') else { continue };
+            let Some((name, column)) = text.rsplit_once('.') else { continue };
             let (schema, table) = full_name(name);
+            match self.looked_up.get(&format!("{schema}.{table}")) {
+                Some(columns) if columns.contains(column) => {
+                    let why = "a path of `events` leads to it; take that field out of `data`, or publish the column".into();
+                    return Err(PatternError::Omit { column: text.clone(), why });
+                }
+                Some(_) => continue,
+                None => {}
+            }
             let asked = self.asked(schema, table, &[]);
             let of = match asked {
                 Asked { outbox: true, .. } => "the outbox, whose rows leave whole",
@@ -220,6 +237,11 @@ impl Patterns {
         }
         Ok(())
     }
+}
+
+/// What a config asks for, with the tables that its look-ups lead to in a database.
+pub fn patterns(config: &Config, catalog: Option<&Catalog>) -> Result<Patterns, PatternError> {
+    Patterns::compile(config, &catalog.map(|catalog| looked_up(config, catalog)).unwrap_or_default())
 }
 
 /// The columns to leave out of each table, by its oid; those of tables that are not there are passed over.
@@ -284,7 +306,7 @@ mod tests {
     }
 
     fn chosen(tables: &[&str], except: &[&str], catalog: &[CatalogTable]) -> Result<Vec<String>, PatternError> {
-        let patterns = Patterns::compile(&config(tables, except, ""))?;
+        let patterns = Patterns::compile(&config(tables, except, ""), &[])?;
         patterns.check(catalog)?;
         Ok(patterns.choose(catalog).into_iter().map(CatalogTable::full_name).collect())
     }
@@ -308,14 +330,14 @@ mod tests {
 
     #[test]
     fn a_table_that_is_gone_may_have_been_a_partition() {
-        let patterns = Patterns::compile(&config(&["public.log"], &["*.scratch"], "")).unwrap();
+        let patterns = Patterns::compile(&config(&["public.log"], &["*.scratch"], ""), &[]).unwrap();
         let wants = |table, lists| patterns.asked_gone("public", table, lists).is_any();
         assert!(wants("log", false) && wants("log_1", true));
         assert!(!wants("log_1", false), "one for all tables publishes anything");
         assert!(!wants("scratch", true));
-        let outbox = Patterns::compile(&config(&[], &[], "outbox: { table: outbox }")).unwrap();
+        let outbox = Patterns::compile(&config(&[], &[], "outbox: { table: outbox }"), &[]).unwrap();
         assert_eq!(outbox.asked_gone("public", "outbox_1", true), Asked { outbox: true, ..Asked::NOBODY });
-        let both = Patterns::compile(&config(&["public.log"], &[], "outbox: { table: outbox }")).unwrap();
+        let both = Patterns::compile(&config(&["public.log"], &[], "outbox: { table: outbox }"), &[]).unwrap();
         assert_eq!(both.asked_gone("public", "outbox_1", true), Asked { orphan: true, ..Asked::NOBODY });
         assert_eq!(both.asked_gone("public", "log", true), Asked::CHANGES);
     }
@@ -325,8 +347,11 @@ mod tests {
         let rest = "aggregates: { Order: { root: orders, topic: o, children: { lines: sales.line.order_id } } }\n\
                     outbox: { table: outbox, prefix: \"out*\" }\nmessages: [{ prefix: \"audit.*\", topic: a }]\n\
                     context: { prefix: ctx, traceparent: tp }";
-        let patterns = Patterns::compile(&config(&["public.*"], &["*.outbox"], rest)).unwrap();
+        let columns = ["id", "email"].map(String::from).into();
+        let looked_up = [LookedUp { schema: "sales".into(), name: "customer".into(), columns }];
+        let patterns = Patterns::compile(&config(&["public.*"], &["*.outbox"], rest), &looked_up).unwrap();
         let asked = |schema, table| patterns.asked(schema, table, &[]);
+        assert_eq!(asked("sales", "customer"), Asked { mapping: true, ..Asked::NOBODY });
         assert_eq!(asked("public", "orders"), Asked { changes: true, mapping: true, ..Asked::NOBODY });
         assert_eq!(asked("sales", "line"), Asked { mapping: true, ..Asked::NOBODY });
         assert_eq!(asked("public", "outbox"), Asked { outbox: true, ..Asked::NOBODY });
@@ -339,11 +364,12 @@ mod tests {
         for (column, words) in [
             ("public.orders.note", "a table of `aggregates`"),
             ("public.outbox.payload", "the outbox, whose rows leave whole"),
+            ("sales.customer.email", "a path of `events` leads to it"),
         ] {
             let error = patterns.check_whole(&[column.into()]).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains(column), "{error}");
         }
-        assert_eq!(patterns.check_whole(&["public.other.note".into()]), Ok(()));
+        assert_eq!(patterns.check_whole(&["public.other.note".into(), "sales.customer.photo".into()]), Ok(()));
     }
 
     #[test]

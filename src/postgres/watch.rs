@@ -20,9 +20,8 @@ use super::{
     fault::{Fault, SlotFault},
     publication::{Plan, Publication, Publications},
     slot::Survey,
-    tables::Patterns,
 };
-use crate::{causes::told, config::Config, lsn::Lsn, source::SourceError};
+use crate::{causes::told, config::Config, lsn::Lsn, mapping::{catalog::Catalog, rules::looked_up}, source::SourceError};
 
 /// A look takes its time from the server's catalog: it rests so many times as long, so that it costs the server a
 /// hundredth of a backend at most.
@@ -39,6 +38,8 @@ pub struct Watch {
     control: Control,
     config: Config,
     version_num: i32,
+    /// As it was when the stream began.
+    catalog: Option<Catalog>,
     joining: Vec<Joining>,
     rest_until: Instant,
     seen_at: Instant,
@@ -84,12 +85,13 @@ struct Missing {
 }
 
 impl Watch {
-    pub(crate) fn new(control: Control, config: &Config, version_num: i32, plan: &Plan) -> Watch {
+    pub(crate) fn new(control: Control, config: &Config, version_num: i32, plan: &Plan, catalog: Option<Catalog>) -> Watch {
         let now = Instant::now();
         let mut watch = Watch {
             control,
             config: config.clone(),
             version_num,
+            catalog,
             joining: Vec::new(),
             rest_until: now,
             seen_at: now,
@@ -133,7 +135,7 @@ impl Watch {
     /// Compares what is there with what was there, and with what the config asks for.
     async fn compare(&mut self, begin: &Start<'_, SourceError>, lsn: Lsn, confirmed: Lsn) -> Result<(), SourceError> {
         let (config, version_num) = (&self.config, self.version_num);
-        let survey = self.control.survey(config, version_num).await?;
+        let survey = self.control.survey(config, version_num, self.catalog.as_ref()).await?;
         begin.warned.compare(&config.slot(), &survey, config)?;
         if let Err(error) = survey.check(config, version_num) {
             let text = told(&error);
@@ -149,7 +151,7 @@ impl Watch {
         if !plan.statements.is_empty() {
             match self.change(begin, &plan).await {
                 Ok(()) => {
-                    let survey = self.control.survey(config, version_num).await?;
+                    let survey = self.control.survey(config, version_num, self.catalog.as_ref()).await?;
                     seen = Seen::of(&survey, config, lsn);
                 }
                 Err(error) => {
@@ -252,6 +254,12 @@ impl Seen {
                 None => said.push(format!("{name} was dropped; what was committed before is told")),
                 Some(table) if !wanted.iter().any(|wanted| wanted.oid == *oid) => {
                     let now = table.full_name();
+                    if now != *name && is_looked_up(survey, config, name) {
+                        return Err(lost(Missing {
+                            what: format!("{name}, which look-ups lead to, is called {now} now"),
+                            mend: "start again: then they lead there, and its rows are loaded again".into(),
+                        }));
+                    }
                     if now != *name && table.root.is_none() {
                         said.push(format!(
                             "{name} is called {now} now, which the config does not name: it is not told any more"
@@ -280,7 +288,12 @@ impl fmt::Display for Seen {
 
 fn wanted<'a>(survey: &'a Survey, config: &Config) -> Vec<&'a CatalogTable> {
     // A config whose patterns do not compile does not come this far.
-    Patterns::compile(config).ok().map(|patterns| patterns.choose(&survey.tables)).unwrap_or_default()
+    survey.patterns(config).ok().map(|patterns| patterns.choose(&survey.tables)).unwrap_or_default()
+}
+
+fn is_looked_up(survey: &Survey, config: &Config, name: &str) -> bool {
+    let looked_up = survey.catalog.as_ref().map(|catalog| looked_up(config, catalog)).unwrap_or_default();
+    looked_up.iter().any(|table| format!("{}.{}", table.schema, table.name) == name)
 }
 
 /// Whether a publication tells all that it told.

@@ -262,7 +262,7 @@ fn config(url: &str) -> Config {
 /// The walk from a wire to records, up to the last row of the script.
 async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
     let config = config("postgres://localhost/golden");
-    let patterns = Patterns::compile(&config).unwrap();
+    let patterns = Patterns::compile(&config, &[]).unwrap();
     let wanted = Wanted {
         table: Box::new(move |schema, table, ancestors| {
             patterns.asked(schema, table, ancestors.expect("the script drops no table"))

@@ -61,6 +61,7 @@ const PURE: &[&str] = &[
     "postgres/frame.rs",
     "postgres/pgoutput.rs",
     "postgres/assemble.rs",
+    "postgres/copied.rs",
     "event.rs",
     "mapping.rs",
     "mapping",

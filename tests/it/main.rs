@@ -34,3 +34,4 @@ mod config_changes;
 mod endurance;
 mod events;
 mod mapping_check;
+mod load;
