@@ -870,6 +870,7 @@ fn produce(producer: &BaseProducer<Context>, batch: &RecordBatch, record: &Recor
         BaseRecord::with_opaque_to(&batch.topic(record).name, record.ticket.0 as usize);
     out.key = record.key.clone().map(|range| &batch.bytes[range]);
     out.payload = record.payload.clone().map(|range| &batch.bytes[range]);
+    out.timestamp = record.timestamp;
     if !record.headers.is_empty() {
         let headers = &batch.headers[record.headers.clone()];
         let all = OwnedHeaders::new_with_capacity(headers.len());
@@ -1141,7 +1142,7 @@ mod tests {
         };
         let (key, payload) = (Some(put(key)), payload.map(put));
         let at = batch.headers.len();
-        batch.records.push(Record { topic, ticket: Ticket(ticket), key, payload, headers: at..at });
+        batch.records.push(Record { topic, ticket: Ticket(ticket), key, payload, timestamp: None, headers: at..at });
     }
 
     /// Collects acknowledgements until there are `records`, or the sink ends.

@@ -34,3 +34,5 @@ mod config_changes;
 mod endurance;
 mod events;
 mod mapping_check;
+mod altered;
+mod consumers;
