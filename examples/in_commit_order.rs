@@ -23,8 +23,34 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at topics in which nothing happens.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Events by their sequence: a line each. A repeated one falls on itself.
-type Events = BTreeMap<String, String>;
+fn main() -> Result<(), Box<dyn Error>> {
+    let (options, arguments): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let [brokers, names @ ..] = &arguments[..] else {
+        return Err("usage: in_commit_order [--follow] BROKERS TOPIC...".into());
+    };
+    let follow = options.iter().any(|option| option == "--follow");
+    let mut merge = Merge::new(brokers, names)?;
+    loop {
+        let (events, is_all) = merge.round()?;
+        events.iter().for_each(|event| println!("{event}"));
+        if is_all {
+            if !follow {
+                return Ok(());
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Several topics, as one sequence.
+pub struct Merge {
+    topics: Vec<Topic>,
+    ends: BaseConsumer,
+    /// Events by their sequence: a line each. A repeated one falls on itself.
+    events: BTreeMap<String, String>,
+    /// The highest sequence so far.
+    seen: String,
+}
 
 struct Topic {
     name: String,
@@ -33,40 +59,52 @@ struct Topic {
     next: Vec<i64>,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let (options, arguments): (Vec<_>, Vec<_>) = env::args().skip(1).partition(|argument| argument.starts_with("--"));
-    let [brokers, names @ ..] = &arguments[..] else {
-        return Err("usage: in_commit_order [--follow] BROKERS TOPIC...".into());
-    };
-    let follow = options.iter().any(|option| option == "--follow");
-    let ends = consumer(brokers, "read_uncommitted")?;
-    let mut topics = Vec::new();
-    for name in names {
-        let committed = consumer(brokers, "read_committed")?;
-        let metadata = committed.fetch_metadata(Some(name), ANSWER_MAX)?;
-        let partitions = metadata.topics()[0].partitions().len();
-        if partitions == 0 {
-            return Err(format!("there is no topic {name}").into());
-        }
-        topics.push(Topic { name: name.clone(), committed, next: vec![0; partitions] });
-    }
-    let mut events = Events::new();
-    let mut seen = String::new();
-    loop {
-        let settled = seen.clone();
-        let is_quiet = !read_all(&mut topics, &ends, &mut events)?;
-        if let Some((last, _)) = events.last_key_value() {
-            seen = seen.max(last.clone());
-        }
-        while let Some(event) = events.first_entry().filter(|event| event.key() <= &settled) {
-            println!("{}", event.remove());
-        }
-        if is_quiet && events.is_empty() {
-            if !follow {
-                return Ok(());
+impl Merge {
+    /// Of topics that are there, from their beginning.
+    pub fn new(brokers: &str, names: &[String]) -> Result<Merge, Box<dyn Error>> {
+        let ends = consumer(brokers, "read_uncommitted")?;
+        let mut topics = Vec::new();
+        for name in names {
+            let committed = consumer(brokers, "read_committed")?;
+            let metadata = committed.fetch_metadata(Some(name), ANSWER_MAX)?;
+            let partitions = metadata.topics()[0].partitions().len();
+            if partitions == 0 {
+                return Err(format!("there is no topic {name}").into());
             }
-            thread::sleep(PAUSE);
+            topics.push(Topic { name: name.clone(), committed, next: vec![0; partitions] });
         }
+        Ok(Merge { topics, ends, events: BTreeMap::new(), seen: String::new() })
+    }
+
+    /// The next events, in order; and whether that is all there is.
+    pub fn round(&mut self) -> Result<(Vec<String>, bool), Box<dyn Error>> {
+        let settled = self.seen.clone();
+        let is_quiet = !self.read_all()?;
+        if let Some((last, _)) = self.events.last_key_value() {
+            self.seen = self.seen.clone().max(last.clone());
+        }
+        let mut told = Vec::new();
+        while let Some(event) = self.events.first_entry().filter(|event| event.key() <= &settled) {
+            told.push(event.remove());
+        }
+        Ok((told, is_quiet && self.events.is_empty()))
+    }
+
+    /// Reads every partition to the end that it has when this begins, or further; false when there was nothing new.
+    fn read_all(&mut self) -> Result<bool, Box<dyn Error>> {
+        // All ends first: an event that is seen below has everything before it below these, or was seen in an earlier round.
+        let mut targets = Vec::new();
+        for (index, topic) in self.topics.iter().enumerate() {
+            for partition in 0..topic.next.len() {
+                let (_, end) = self.ends.fetch_watermarks(&topic.name, partition as i32, ANSWER_MAX)?;
+                targets.push((index, partition, end));
+            }
+        }
+        let mut is_new = false;
+        for (index, partition, end) in targets {
+            is_new |= self.topics[index].read(partition, end, &mut self.events)?;
+        }
+        Ok(is_new)
     }
 }
 
@@ -78,25 +116,13 @@ fn consumer(brokers: &str, isolation: &str) -> Result<BaseConsumer, KafkaError> 
     config.set("enable.partition.eof", "true").set("fetch.wait.max.ms", "10").create()
 }
 
-/// Reads every partition to the end that it has when this begins, or further; false when there was nothing new.
-fn read_all(topics: &mut [Topic], ends: &BaseConsumer, events: &mut Events) -> Result<bool, Box<dyn Error>> {
-    // All ends first: an event that is seen below has everything before it below these.
-    let mut targets = Vec::new();
-    for (index, topic) in topics.iter().enumerate() {
-        for partition in 0..topic.next.len() {
-            let (_, end) = ends.fetch_watermarks(&topic.name, partition as i32, ANSWER_MAX)?;
-            targets.push((index, partition, end));
-        }
-    }
-    let mut is_new = false;
-    for (index, partition, end) in targets {
-        is_new |= topics[index].read(partition, end, events)?;
-    }
-    Ok(is_new)
-}
-
 impl Topic {
-    fn read(&mut self, partition: usize, end: i64, events: &mut Events) -> Result<bool, Box<dyn Error>> {
+    fn read(
+        &mut self,
+        partition: usize,
+        end: i64,
+        events: &mut BTreeMap<String, String>,
+    ) -> Result<bool, Box<dyn Error>> {
         if self.next[partition] >= end {
             return Ok(false);
         }

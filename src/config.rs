@@ -27,7 +27,7 @@ use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-pub(crate) use check::bad_topic;
+pub use check::bad_topic;
 pub use fault::Fault;
 pub(crate) use fault::nearest;
 pub use mapping::{

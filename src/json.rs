@@ -86,6 +86,24 @@ pub fn members(text: &[u8]) -> Result<Vec<(String, &[u8])>, NotAnObject> {
     Ok(members)
 }
 
+/// Two objects as one: what `new` names replaces what `old` says of it, a null too. A text that is no object is kept in place of both.
+pub fn merged(old: &[u8], new: &[u8]) -> Vec<u8> {
+    let Ok(before) = members(old) else { return old.to_vec() };
+    let Ok(after) = members(new) else { return new.to_vec() };
+    let kept = before.iter().filter(|(name, _)| !after.iter().any(|(other, _)| other == name));
+    let mut out = vec![b'{'];
+    for (name, value) in kept.chain(&after) {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        string(&mut out, name.as_bytes()).expect("a str is UTF-8");
+        out.push(b':');
+        out.extend_from_slice(value);
+    }
+    out.push(b'}');
+    out
+}
+
 /// Where a value ends that begins at `start` or after it: at the comma or the bracket that is not its own.
 fn end_of_value(text: &[u8], start: usize) -> usize {
     let (mut depth, mut quoted, mut escaped) = (0, false, false);
@@ -183,6 +201,22 @@ mod tests {
         let mut out = Vec::new();
         string(&mut out, text).unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_is_said_last_of_a_name_replaces_what_was_said_before() {
+        let merged = |old: &str, new: &str| String::from_utf8(merged(old.as_bytes(), new.as_bytes())).unwrap();
+        assert_eq!(
+            merged(r#"{"a":1, "b":{"x":[1]}, "a":2}"#, r#"{"c":"q\"","a":null}"#),
+            r#"{"b":{"x":[1]},"c":"q\"","a":null}"#
+        );
+        assert_eq!(merged(r#"{"\u0061\"":1}"#, "{ }"), r#"{"a\"":1}"#);
+        assert_eq!(merged("{}", "{}"), "{}");
+        assert_eq!(
+            (merged("no", "{}"), merged("{}", "no")),
+            ("no".into(), "no".into()),
+            "for whoever reads it to refuse"
+        );
     }
 
     #[test]

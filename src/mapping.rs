@@ -26,6 +26,7 @@ use self::{
     sight::{Sight, View},
     store::{Cursor, Gone, Pass, Place, Store},
     trigger::{Answer, Asked, Blank},
+    value::declared,
 };
 use crate::{
     change::{Change, Commit, Op, Table},
@@ -114,8 +115,9 @@ pub struct Counts {
 pub enum MapError {
     /// A mapped column is not there any more.
     #[error(
-        "read a row of {table} at {lsn}: it has no column {column}, which {needed_by} needs; take the column out of the mapping, \
-         or put it back"
+        "read a row of {table} at {lsn}: it has no column {column}, which {needed_by} needs; if it was dropped or renamed while this \
+         run went on, mend the mapping and start again; if before, or if it is younger than the row, give the table or the mapping back \
+         what they had until this row is published"
     )]
     Dropped {
         /// Where the change stands.
@@ -129,8 +131,9 @@ pub enum MapError {
     },
     /// A mapped column has another type.
     #[error(
-        "read a row of {table} at {lsn}: column {column}, which {needed_by} needs, is of type {change} at the \
-         start; the event would say it in another way. Run `offshoot check`, then start again if the new form is what you want"
+        "read a row of {table} at {lsn}: column {column}, which {needed_by} needs, is of type {change} at the start of this run, so \
+         that it would be told in another way; if it was altered while this run went on, run `offshoot check`, and start again if the new \
+         form is what you want; if before, give it back its type until this row is published"
     )]
     Retyped {
         /// Where the change stands.
@@ -141,13 +144,13 @@ pub enum MapError {
         column: String,
         /// The event's field, or what else names it in the config.
         needed_by: String,
-        /// The type that it has, and the one that it had when the mapping was made: `text and was int4`.
+        /// The type that it has, and the one that it had when the mapping was made: `text and was integer`.
         change: String,
     },
     /// The primary key is another.
     #[error(
-        "read a row of {table} at {lsn}: its primary key is not ({key}) any more, which names its rows; run `offshoot check`, and start \
-         again with the key that it has now"
+        "read a row of {table} at {lsn}: its primary key is not ({key}), which named its rows at the start of this run; if it was altered \
+         while this run went on, run `offshoot check`, and start again; if before, give it back its key until this row is published"
     )]
     OtherKey {
         /// Where the change stands.
@@ -901,16 +904,13 @@ fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Vec<(usize, Project
             },
             Misshapen::Retyped(column) => {
                 let found = shape.columns.iter().find(|found| found.name == column.name);
+                let found = found.map_or("unknown".into(), |found| declared((&found.ty, found.modifier)));
                 MapError::Retyped {
                     lsn,
                     table: name(),
                     column: column.name.clone(),
                     needed_by: column.needed_by.clone(),
-                    change: format!(
-                        "{} and was {}",
-                        found.map_or("unknown", |found| found.ty.name()),
-                        column.ty.name()
-                    ),
+                    change: format!("{found} and was {}", declared((&column.ty, column.modifier))),
                 }
             }
             Misshapen::OtherKey => {

@@ -632,6 +632,23 @@ mod tests {
         }
     }
 
+    /// The assembler makes one object of several messages.
+    #[test]
+    fn a_null_takes_back_what_an_earlier_message_said() {
+        let mut outlets = outlets("context: { prefix: ctx, n: n, tp: tp }\nignore_origin: [mirror]\n");
+        let first = br#"{"n": 1, "tp": "a", "origin": "mirror"}"#;
+        let said = |text: &[u8]| {
+            let context = json::merged(first, text);
+            said(None, Some(str::from_utf8(&context).unwrap()))
+        };
+        assert_eq!(outlets.begin(&said(b"{}"), 1).unwrap(), Leaves::Ignored);
+        assert_eq!(outlets.begin(&said(br#"{"n": 2}"#), 1).unwrap(), Leaves::Ignored);
+        assert_eq!(outlets.begin(&said(br#"{"n": 2, "tp": null, "origin": null}"#), 1).unwrap(), Leaves::Yes);
+        let told: Vec<_> = outlets.attributes.0.iter().map(|(name, value)| (&**name, value.as_str())).collect();
+        assert_eq!(told, [("n", "2")]);
+        assert!(outlets.begin(&said(b"no"), 1).is_err());
+    }
+
     #[test]
     fn what_comes_from_an_origin_that_is_named_is_ignored() {
         let mut outlets = outlets("context: { prefix: ctx }\nignore_origin: [node_b, mirror]\n");

@@ -32,15 +32,6 @@ pub struct Topic {
     pub table: String,
 }
 
-/// What Kafka allows of a topic's name.
-pub const TOPIC_LEN_MAX: usize = 249;
-
-/// Whether Kafka takes such a name.
-pub fn is_topic_name(name: &str) -> bool {
-    let is_legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
-    (1..=TOPIC_LEN_MAX).contains(&name.len()) && name.bytes().all(is_legal) && name != "." && name != ".."
-}
-
 /// How much was in a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
@@ -60,6 +51,8 @@ pub struct Record {
     pub key: Option<Range<usize>>,
     /// `None` is Kafka's null value: a tombstone.
     pub payload: Option<Range<usize>>,
+    /// Milliseconds since 1970, after its beginning; when it is published, if `None`.
+    pub timestamp: Option<i64>,
     /// Range in `RecordBatch::headers`.
     pub headers: Range<usize>,
 }

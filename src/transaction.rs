@@ -37,7 +37,7 @@ pub struct Transaction {
     pub commit: Commit,
     /// Where it was replicated from (`pg_replication_origin`); `None` when it was written here.
     pub origin: Option<String>,
-    /// The content of its last context message.
+    /// What its context messages say, a JSON object: of each name what was said last.
     pub context: Option<Vec<u8>>,
     tables: Vec<Arc<Table>>,
     /// What has not been spilled yet while writing; the window on the file while reading.

@@ -1,7 +1,7 @@
 //! Config -> attempts: both ends connected and the loop run, again and again until it ends for good.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -74,11 +74,15 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
     supervisor::run(attempt, shutdown.cancelled(), fastrand::u64(..), metrics).await
 }
 
-/// What both ends thought of us, over all attempts.
+/// What is kept over all attempts.
 #[derive(Default)]
 struct Admissions {
+    /// What both ends thought of us.
     source: postgres::Admissions,
     sink: Arc<Admission>,
+    /// By which events are made. Not by what it is at a later attempt: rows that come again then have the shape of before, and those
+    /// whose shape is another are known by it.
+    catalog: OnceCell<Catalog>,
 }
 
 /// Connects, streams until it ends, and closes. `untold` is the transaction that an attempt before could not tell, and
@@ -172,7 +176,7 @@ async fn connect<'a>(
         admissions: &admissions.source,
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
-        accept: &|tables, catalog| accept(config, tables, catalog),
+        accept: &|tables, catalog| accept(config, tables, admissions.catalog.get().or(catalog)),
         permit: &|slot, server| Box::pin(permit(config, &admissions.sink, slot, server)),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
@@ -193,7 +197,8 @@ async fn connect<'a>(
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
     let patterns = patterns(config, prepared.catalog.as_ref()).map_err(misfit)?;
     let mut outlets = outlets(config, &prepared.database).map_err(misfit)?;
-    if let Some(catalog) = &prepared.catalog {
+    if let Some(catalog) = prepared.catalog {
+        let catalog = admissions.catalog.get_or_init(|| catalog);
         outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
     }
     if !outlets.held().is_empty() {
@@ -277,7 +282,7 @@ async fn watch(
         warned,
         admissions: &admissions.source,
         waiting: &|| {},
-        accept: &|tables, catalog| accept(config, tables, catalog),
+        accept: &|tables, catalog| accept(config, tables, admissions.catalog.get().or(catalog)),
         // What streams has begun.
         permit: &|_, _| Box::pin(async { Ok(()) }),
     };

@@ -179,8 +179,8 @@ fn bad_template(template: &str) -> Option<String> {
     if template == literal { bad_topic(template) } else { illegal(&literal) }
 }
 
-/// Why Kafka would not have a topic of this name.
-pub(crate) fn bad_topic(name: &str) -> Option<String> {
+/// Why Kafka would not have a topic of this name. The one place that knows.
+pub fn bad_topic(name: &str) -> Option<String> {
     if name.is_empty() || [".", ".."].contains(&name) {
         return Some(NO_TOPIC.into());
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Config, Misfit, Ordered, full_name};
+use super::{Config, Misfit, Ordered, bad_topic, full_name};
 
 /// `outbox`: the rows of a table, or messages, that the application has written as events. Debezium's EventRouter's layout.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -51,6 +51,8 @@ pub struct OutboxColumns {
     pub aggregatetype: String,
     /// The record's value.
     pub payload: String,
+    /// The record's timestamp, a `timestamp` or `timestamptz`; when it is published, if absent or null.
+    pub timestamp: Option<String>,
 }
 
 /// `outbox.fields.<column>`.
@@ -132,6 +134,7 @@ impl Default for OutboxColumns {
             aggregateid: "aggregateid".into(),
             aggregatetype: "aggregatetype".into(),
             payload: "payload".into(),
+            timestamp: None,
         }
     }
 }
@@ -151,8 +154,8 @@ pub(super) fn misfit(config: &Config) -> Option<Misfit> {
         if let Err(error) = globset::Glob::new(prefix) {
             return at("prefix", format!("`messages`: `{prefix}` is not a pattern: {}", error.kind()));
         }
-        if !is_topic(topic) {
-            return at("topic", format!("`messages`: {}", no_topic(topic)));
+        if let Some(said) = bad_topic(topic) {
+            return at("topic", format!("`messages`: {said}"));
         }
     }
     let Some(ContextConfig { prefix, attributes }) = context else { return None };
@@ -188,8 +191,11 @@ fn of_outbox(outbox: &OutboxConfig) -> Option<Misfit> {
         let said = format!("`outbox.topic`: `{stray}` is unknown; there are {{name}} and {{aggregatetype}}");
         return at("topic", said);
     }
-    literal.push('x');
-    (!is_topic(&literal)).then(|| Misfit::at(&["outbox", "topic"], format!("`outbox.topic`: {}", no_topic(&literal))))
+    // Beside an aggregate's type `.` and `..` stand well.
+    if literal != outbox.topic {
+        literal.push('x');
+    }
+    bad_topic(&literal).and_then(|said| at("topic", format!("`outbox.topic`: {said}")))
 }
 
 /// Attributes that events have anyhow.
@@ -207,12 +213,3 @@ const TAKEN: &[&str] = &[
     "causationid",
     "previouskey",
 ];
-
-fn is_topic(name: &str) -> bool {
-    let is_legal = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(is_legal)
-}
-
-fn no_topic(name: &str) -> String {
-    format!("{name:?} is no topic's name, which has 1 to 249 letters, digits, `.`, `_` and `-`")
-}

@@ -121,7 +121,7 @@ impl Encoder {
             }
             start..out.bytes.len()
         });
-        out.records.push(Record { topic, ticket, key: Some(key), payload, headers });
+        out.records.push(Record { topic, ticket, key: Some(key), payload, timestamp: None, headers });
     }
 
     fn fill(&mut self, context: &Context, event: &Event<'_>) {

@@ -540,12 +540,26 @@ impl Writer<'_> {
         bytes.extend_from_slice(letter.after_lsn());
         bytes.extend_from_slice(&self.stamp.tail);
         let payload = Some(start..bytes.len());
-        self.out.records.push(Record { topic: self.topic, ticket: self.ticket, key, payload, headers });
+        self.out.records.push(Record {
+            topic: self.topic,
+            ticket: self.ticket,
+            key,
+            payload,
+            timestamp: None,
+            headers,
+        });
         Ok(())
     }
 
     fn tombstone(&mut self, key: Key, headers: Range<usize>) {
-        self.out.records.push(Record { topic: self.topic, ticket: self.ticket, key, payload: None, headers });
+        self.out.records.push(Record {
+            topic: self.topic,
+            ticket: self.ticket,
+            key,
+            payload: None,
+            timestamp: None,
+            headers,
+        });
     }
 
     /// A header whose value is a key that is in the batch already.

@@ -110,7 +110,7 @@ impl Encoder {
         out.headers.append(&mut headers);
         let topic = out.topic_index(&rule.topic);
         let headers = first..out.headers.len();
-        out.records.push(Record { topic, ticket, key: Some(key), payload: Some(payload), headers });
+        out.records.push(Record { topic, ticket, key: Some(key), payload: Some(payload), timestamp: None, headers });
         Ok(())
     }
 }

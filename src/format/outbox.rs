@@ -17,14 +17,17 @@ use tracing::warn;
 use super::debezium::{Encoding, Unfit};
 use crate::{
     change::{Change, LogicalMessage, Op, Row, Table, Value},
-    config::{Converter, Decimal, OnUpdate, OutboxConfig, Placement},
+    config::{Converter, Decimal, OnUpdate, OutboxConfig, Placement, bad_topic},
     json,
     lsn::Lsn,
-    sink::{Header, HeaderName, Record, RecordBatch, Ticket, Topic, is_topic_name},
+    sink::{Header, HeaderName, Record, RecordBatch, Ticket, Topic},
+    text::{DAY_MICROS, Day, time_of_day},
 };
 
 /// Topics that are remembered; a template with a value in it could make any number.
 const TOPICS_MAX: usize = 10_000;
+/// The year 10000.
+const MILLIS_END: i64 = 253_402_300_800_000;
 /// The header with the event's id.
 const ID: &str = "id";
 
@@ -104,6 +107,20 @@ pub enum OutboxError {
         /// What the application calls the aggregate's type.
         column: String,
     },
+    /// No time of the log's makes a record's.
+    #[error(
+        "read the time of an outbox event of {of} at {lsn}: {column} must be a time after 1970 and before the year 10000, in a column of \
+         type timestamp or timestamptz, or in a message milliseconds or an RFC 3339 text; take `outbox.columns.timestamp` out, \
+         or mend the row"
+    )]
+    Time {
+        /// Where the event stands.
+        lsn: Lsn,
+        /// The table, or the prefix.
+        of: String,
+        /// What the application calls it.
+        column: String,
+    },
     /// A message that is not what the config says.
     #[error("read an outbox message with prefix {prefix:?} at {lsn}: {why}")]
     Message {
@@ -124,6 +141,7 @@ struct Plan {
     aggregateid: Place,
     aggregatetype: Place,
     payload: Place,
+    timestamp: Option<Place>,
     fields: Vec<Place>,
 }
 
@@ -154,6 +172,7 @@ struct Parts<'a> {
     aggregateid: Datum<'a>,
     aggregatetype: Datum<'a>,
     payload: Datum<'a>,
+    timestamp: Datum<'a>,
     fields: Vec<Datum<'a>>,
 }
 
@@ -197,6 +216,7 @@ impl Encoder {
                     aggregateid: datum(&plan.aggregateid),
                     aggregatetype: datum(&plan.aggregatetype),
                     payload: datum(&plan.payload),
+                    timestamp: plan.timestamp.as_ref().map_or(Datum::Null, datum),
                     fields: plan.fields.iter().map(datum).collect(),
                 };
                 let written = self.append(&parts, Some(table), ticket, out);
@@ -247,6 +267,7 @@ impl Encoder {
             aggregateid: member(&columns.aggregateid),
             aggregatetype: member(&columns.aggregatetype),
             payload: member(&columns.payload),
+            timestamp: columns.timestamp.as_deref().map_or(Datum::Null, member),
             fields: self.fields.iter().map(|(column, ..)| member(column)).collect(),
         };
         if matches!(parts.id, Datum::Null) {
@@ -276,6 +297,7 @@ impl Encoder {
             aggregateid: place(&columns.aggregateid, "columns.aggregateid")?,
             aggregatetype: place(&columns.aggregatetype, "columns.aggregatetype")?,
             payload: place(&columns.payload, "columns.payload")?,
+            timestamp: columns.timestamp.as_ref().map(|name| place(name, "columns.timestamp")).transpose()?,
             fields: self.fields.iter().map(field).collect::<Result<_, _>>()?,
         })
     }
@@ -313,6 +335,7 @@ impl Encoder {
             (id, Converter::String) => id.plain(&mut out.bytes)?,
             (id, Converter::Json) => Some(written(&mut out.bytes, |bytes| id.json(bytes, false))?),
         };
+        let timestamp = self.timestamp(parts)?;
         let first = out.headers.len();
         let value = parts.id.plain(&mut out.bytes)?;
         out.headers.push(Header { name: ID.into(), value });
@@ -324,7 +347,7 @@ impl Encoder {
         }
         let payload = self.value(parts, &mut out.bytes)?;
         let headers = first..out.headers.len();
-        out.records.push(Record { topic, ticket, key, payload, headers });
+        out.records.push(Record { topic, ticket, key, payload, timestamp, headers });
         Ok(())
     }
 
@@ -361,6 +384,26 @@ impl Encoder {
         written(bytes, envelope).map(Some)
     }
 
+    /// The record's timestamp, as EventRouter has it: a `timestamp` as if it were UTC.
+    fn timestamp(&self, parts: &Parts<'_>) -> Result<Option<i64>, Failed<'static>> {
+        let found = match parts.timestamp {
+            Datum::Null => return Ok(None),
+            Datum::Column(text, Place { encoding: Encoding::Timestamp(_), .. }) => millis(text, b""),
+            Datum::Column(text, Place { encoding: Encoding::TimestampWithZone { .. }, .. }) => millis(text, b"+00"),
+            Datum::Column(..) => None,
+            Datum::Json(value) => json::text_of(value).and_then(|text| {
+                let text = str::from_utf8(&text).ok()?;
+                let said = || text.parse().ok().map(|time: jiff::Timestamp| time.as_millisecond());
+                text.parse().ok().or_else(said)
+            }),
+        };
+        // Zero means to librdkafka what no timestamp means.
+        let fits = found.filter(|millis| (1..MILLIS_END).contains(millis));
+        let column = || self.config.columns.timestamp.clone().unwrap_or_default();
+        fits.map(Some)
+            .ok_or_else(|| Failed::Known(OutboxError::Time { lsn: parts.lsn, of: parts.of.into(), column: column() }))
+    }
+
     fn topic(&mut self, parts: &Parts<'_>) -> Result<Arc<Topic>, Failed<'static>> {
         let (lsn, of) = (parts.lsn, parts.of.to_owned());
         let mut bytes = Vec::new();
@@ -373,7 +416,7 @@ impl Encoder {
             return Ok(topic.clone());
         }
         let name = self.template.replace("{aggregatetype}", &String::from_utf8_lossy(&bytes));
-        if !is_topic_name(&name) {
+        if bad_topic(&name).is_some() {
             return Err(Failed::Known(OutboxError::Topic { lsn, of, topic: name }));
         }
         if self.topics.len() >= TOPICS_MAX {
@@ -383,6 +426,14 @@ impl Encoder {
         self.topics.insert(bytes, topic.clone());
         Ok(topic)
     }
+}
+
+/// Milliseconds since 1970 of Postgres' text, whose zone is `zone`.
+fn millis(text: &[u8], zone: &[u8]) -> Option<i64> {
+    let (day, rest) = Day::read(text)?;
+    let (micros, rest) = time_of_day(rest.strip_prefix(b" ")?)?;
+    let day = day.of_era(rest.strip_prefix(zone)?)?;
+    Some(day.since_epoch() * (DAY_MICROS / 1000) + micros / 1000)
 }
 
 fn plan_value(row: Row<'_>, column: usize) -> Option<&[u8]> {
@@ -577,6 +628,51 @@ mod tests {
                 "createdAt=2024-01-01T00:00:00.000000Z"
             ]
         );
+    }
+
+    #[test]
+    fn a_column_may_be_the_time_of_the_record() {
+        let with = |ty: Type, text: Option<&str>| {
+            let mut columns = COLUMNS.to_vec();
+            columns[4].1 = ty;
+            let mut row = ROW.to_vec();
+            row[4] = text;
+            let (table, bytes) = (table(&columns), wire(&row));
+            let new = Row { bytes: &bytes, columns: 5 };
+            let mut out = RecordBatch::default();
+            let change = Change { table: &table, lsn: Lsn(9), op: Op::Insert { new } };
+            encoder("table: outbox, columns: { timestamp: at }")
+                .encode(&change, Ticket(1), &mut out)
+                .map(|()| out.records[0].timestamp)
+                .map_err(|error| (error.to_string(), out.records.len(), out.bytes.len()))
+        };
+        assert_eq!(with(Type::TIMESTAMP, Some("2024-06-01 12:00:01.5")), Ok(Some(1_717_243_201_500)));
+        assert_eq!(with(Type::TIMESTAMPTZ, Some("2024-06-01 12:00:01.0009+00")), Ok(Some(1_717_243_201_000)));
+        assert_eq!(with(Type::TIMESTAMP, None), Ok(None), "when it is published");
+        for (ty, text) in [
+            (Type::TIMESTAMP, "infinity"),
+            (Type::TIMESTAMP, "1969-12-31 23:59:59"),
+            (Type::TIMESTAMP, "1970-01-01 00:00:00"),
+            (Type::TIMESTAMPTZ, "10000-01-01 00:00:00+00"),
+            (Type::TEXT, "2024-06-01 12:00:00"),
+        ] {
+            let (said, records, bytes) = with(ty, Some(text)).unwrap_err();
+            assert!(said.contains("at must be a time after 1970") && !said.contains(text), "{said}");
+            assert_eq!((records, bytes), (0, 0));
+        }
+        let mut encoder = encoder("prefix: outbox, columns: { timestamp: at }");
+        let mut of = |at: &str| {
+            let content = format!(r#"{{"id": "u-1", "aggregatetype": "order", "at": {at}}}"#);
+            let message =
+                LogicalMessage { lsn: Lsn(9), transactional: true, prefix: "outbox", content: content.as_bytes() };
+            let mut out = RecordBatch::default();
+            encoder.encode_message(&message, Ticket(1), &mut out).map(|()| out.records[0].timestamp)
+        };
+        for at in ["1717243201500", "\"2024-06-01T12:00:01.5Z\"", "\"2024-06-01T14:00:01.5+02:00\""] {
+            assert_eq!(of(at), Ok(Some(1_717_243_201_500)), "{at}");
+        }
+        assert_eq!(of("null"), Ok(None));
+        assert!(matches!(of("\"yesterday\""), Err(OutboxError::Time { .. })));
     }
 
     #[test]

@@ -921,6 +921,7 @@ fn produce(
     }
     out.key = record.key.clone().map(|range| &batch.bytes[range]);
     out.payload = record.payload.clone().map(|range| &batch.bytes[range]);
+    out.timestamp = record.timestamp;
     if !record.headers.is_empty() {
         let headers = &batch.headers[record.headers.clone()];
         let all = OwnedHeaders::new_with_capacity(headers.len());
@@ -1192,7 +1193,7 @@ mod tests {
         };
         let (key, payload) = (Some(put(key)), payload.map(put));
         let at = batch.headers.len();
-        batch.records.push(Record { topic, ticket: Ticket(ticket), key, payload, headers: at..at });
+        batch.records.push(Record { topic, ticket: Ticket(ticket), key, payload, timestamp: None, headers: at..at });
     }
 
     /// Collects acknowledgements until there are `records`, or the sink ends.

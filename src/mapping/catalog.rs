@@ -135,6 +135,14 @@ impl CatalogTable {
         format!("{}.{}", quote(&self.schema), quote(&self.name))
     }
 
+    /// Whether no two rows ever share a primary key, not even within a transaction: it is no DEFERRABLE one.
+    pub fn has_immediate_key(&self) -> bool {
+        let is_key = |columns: &Vec<String>| {
+            columns.len() == self.primary_key.len() && columns.iter().all(|column| self.primary_key.contains(column))
+        };
+        self.unique.iter().any(is_key)
+    }
+
     /// Whether the log says the old value of a column whenever its row changes or goes.
     pub fn says_old(&self, column: usize) -> bool {
         self.identity == Identity::Full || self.columns[column].identity

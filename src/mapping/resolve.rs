@@ -15,7 +15,7 @@ use super::{
         Aggregate, Because, ChildChange, Collection, EventRule, Field, Hop, MappedColumn, MappedTable, Role, Rules,
         Side, Test, Transition, Trigger,
     },
-    value::Writer,
+    value::{Writer, declared, equal_as_text},
 };
 use crate::{
     change::Identity,
@@ -236,6 +236,15 @@ impl<'a> Resolver<'a> {
             self.refuse(at.to_vec(), said);
             return false;
         }
+        if !table.has_immediate_key() {
+            let said = format!(
+                "`{full}` has a primary key that is DEFERRABLE: within a transaction two rows may share it, and nobody can tell them apart; \
+                 ALTER TABLE {quoted} DROP CONSTRAINT ..., ADD PRIMARY KEY ({})",
+                table.primary_key.join(", ")
+            );
+            self.refuse(at.to_vec(), said);
+            return false;
+        }
         if table.identity == Identity::Nothing {
             let said = format!(
                 "`{full}` has REPLICA IDENTITY NOTHING: the log does not say which row went; ALTER TABLE {quoted} REPLICA IDENTITY DEFAULT"
@@ -363,7 +372,7 @@ impl<'a> Resolver<'a> {
         };
         if let Some(foreign) = leading.iter().find(|foreign| foreign.columns == [column.to_owned()]) {
             if foreign.to_columns == [key.clone()] {
-                return Some((table, link));
+                return self.link_fits(root, key, table, link, at).then_some((table, link));
             }
             let said = format!(
                 "`{full}.{column}` points to `{root_name}.{}`, not to its primary key `{key}`; children hang on that",
@@ -383,6 +392,34 @@ impl<'a> Resolver<'a> {
         let said = format!("`{full}.{column}` is no foreign key to `{root_name}`, the aggregate's root; {near}");
         self.refuse(at.to_vec(), said);
         None
+    }
+
+    /// A child finds its root by the text of the key, and a foreign key asks only that both are equal.
+    fn link_fits(&mut self, root: &CatalogTable, key: &str, child: &CatalogTable, link: usize, at: &[String]) -> bool {
+        let Some(key) = root.column(key).map(|key| &root.columns[key]) else { return true };
+        let link = &child.columns[link];
+        let (of_key, of_link) = ((&key.ty, key.modifier), (&link.ty, link.modifier));
+        if equal_as_text(of_link, of_key) {
+            return true;
+        }
+        let mend = match equal_as_text(of_key, of_key) {
+            true => format!("ALTER TABLE {} ALTER COLUMN {} TYPE {}", child.quoted(), link.name, declared(of_key)),
+            false => {
+                format!("ALTER TABLE {} ALTER COLUMN {} TYPE bigint, say, and the child's", root.quoted(), key.name)
+            }
+        };
+        let said = format!(
+            "`{}.{}` is {} and the key `{}.{}` is {}: equal values of these may be written in two ways, such as 1 and 1.0, and then a child \
+             does not find its root; {mend}",
+            child.full_name(),
+            link.name,
+            declared(of_link),
+            root.full_name(),
+            key.name,
+            declared(of_key)
+        );
+        self.refuse(at.to_vec(), said);
+        false
     }
 
     /// Name and version of an event.
@@ -738,7 +775,7 @@ impl<'a> Resolver<'a> {
         };
         let key = &cause_table.columns[cause_table.column(key)?];
         let via_type = &table.columns[via].ty;
-        if family(via_type) != family(&key.ty) {
+        if !equal_as_text((via_type, table.columns[via].modifier), (&key.ty, key.modifier)) {
             let said = format!(
                 "`{column}` is {} and cannot hold the key of `{}`, which is {}; name the column that holds `{}.{}`",
                 sql_type(via_type),

@@ -2,7 +2,10 @@
 
 use postgres_types::Type;
 
-use super::rules::{MappedColumn, MappedTable};
+use super::{
+    rules::{MappedColumn, MappedTable},
+    value::has_same_text,
+};
 use crate::change::{Identity, Old, Row, Table, Value};
 
 /// What is known of one value of a row. Null, unchanged and unknown are three things.
@@ -194,7 +197,7 @@ pub struct Projection {
 pub enum Misshapen<'a> {
     /// It does not have the column.
     Dropped(&'a MappedColumn),
-    /// The column is of another type.
+    /// The column is of a type whose text is another.
     Retyped(&'a MappedColumn),
     /// Its primary key has other columns.
     OtherKey,
@@ -207,14 +210,23 @@ impl Projection {
         for column in &table.columns {
             let place = shape.columns.iter().position(|c| c.name == column.name).ok_or(Misshapen::Dropped(column))?;
             let found = &shape.columns[place];
-            if found.ty.oid() != column.ty.oid() {
+            if !has_same_text((&found.ty, found.modifier), (&column.ty, column.modifier)) {
                 return Err(Misshapen::Retyped(column));
             }
             columns.push((place, found.identity));
         }
         let identity = shape.columns.iter().filter(|column| column.identity).count();
         let covered = columns[..table.key_len].iter().filter(|(_, identity)| *identity).count();
-        if shape.identity == Identity::Default && (covered, identity) != (table.key_len, table.key_len) {
+        // Where the log has no flags of the key, the catalog's word is taken; of a table that is gone it has none.
+        let is_another = match shape.identity {
+            Identity::Default => (covered, identity) != (table.key_len, table.key_len),
+            Identity::Full if !shape.key.is_empty() => {
+                let is_mapped = |place: &usize| columns[..table.key_len].iter().any(|(key, _)| key == place);
+                shape.key.len() != table.key_len || !shape.key.iter().all(is_mapped)
+            }
+            _ => false,
+        };
+        if is_another {
             return Err(Misshapen::OtherKey);
         }
         Ok(Self { columns })
@@ -248,6 +260,88 @@ impl Projection {
             let value = values.nth(place - at).expect("the assembler has counted the values");
             at = place + 1;
             if is_said(identity) { Cell::from(value).write(out) } else { Cell::Unknown.write(out) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        change::{Asked, Column},
+        mapping::value::Writer,
+    };
+
+    fn mapped(columns: &[(&str, Type, i32)]) -> MappedTable {
+        let column = |(name, ty, modifier): &(&str, Type, i32)| MappedColumn {
+            name: (*name).into(),
+            ty: ty.clone(),
+            modifier: *modifier,
+            decimal: None,
+            zone: None,
+            writer: Writer::Text,
+            needed_by: "E.f".into(),
+        };
+        let columns = columns.iter().map(column).collect();
+        MappedTable { schema: "public".into(), name: "t".into(), columns, key_len: 1, roles: Vec::new() }
+    }
+
+    fn shape(identity: Identity, key: &[usize], columns: &[(&str, Type, i32)]) -> Table {
+        let column = |(at, (name, ty, modifier)): (usize, &(&str, Type, i32))| Column {
+            name: (*name).into(),
+            ty: ty.clone(),
+            modifier: *modifier,
+            identity: identity == Identity::Full || key.contains(&at),
+        };
+        Table {
+            version: 1,
+            oid: 1,
+            schema: "public".into(),
+            name: "t".into(),
+            ancestors: vec![],
+            identity,
+            asked: Asked { mapping: true, ..Asked::NOBODY },
+            columns: columns.iter().enumerate().map(column).collect(),
+            key: key.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_type_may_change_as_long_as_its_text_does_not() {
+        let numeric = |precision: i32, scale: i32| ((precision << 16) | scale) + 4;
+        let fits = |was: (Type, i32), is: (Type, i32)| {
+            let mapped = mapped(&[("id", Type::INT4, -1), ("v", was.0, was.1)]);
+            let shape = shape(Identity::Default, &[1], &[("v", is.0, is.1), ("id", Type::INT8, -1)]);
+            match Projection::resolve(&mapped, &shape) {
+                Ok(found) => {
+                    assert_eq!(found.columns, [(1, true), (0, false)]);
+                    true
+                }
+                Err(misshapen) => {
+                    assert_eq!(misshapen, Misshapen::Retyped(&mapped.columns[1]));
+                    false
+                }
+            }
+        };
+        assert!(fits((Type::TEXT, -1), (Type::VARCHAR, 12)));
+        assert!(fits((Type::NUMERIC, numeric(10, 2)), (Type::NUMERIC, numeric(12, 2))));
+        assert!(fits((Type::TIMESTAMP, 0), (Type::TIMESTAMP, 3)));
+        assert!(!fits((Type::NUMERIC, numeric(10, 2)), (Type::NUMERIC, numeric(10, 4))));
+        assert!(!fits((Type::NUMERIC, -1), (Type::NUMERIC, numeric(10, 4))));
+        assert!(!fits((Type::BPCHAR, 6), (Type::BPCHAR, 7)));
+        assert!(!fits((Type::TIMESTAMP, -1), (Type::TIMESTAMPTZ, -1)));
+        assert!(!fits((Type::INT4, -1), (Type::TEXT, -1)));
+    }
+
+    #[test]
+    fn another_primary_key_is_found_by_the_flags_of_the_log_or_by_the_catalog() {
+        let columns = [("id", Type::INT4, -1), ("code", Type::INT4, -1)];
+        let mapped = mapped(&columns);
+        let resolve = |identity, key: &[usize]| Projection::resolve(&mapped, &shape(identity, key, &columns)).is_ok();
+        assert!(resolve(Identity::Default, &[0]) && resolve(Identity::Full, &[0]));
+        assert!(resolve(Identity::Full, &[]), "a table that is gone");
+        for key in [&[1][..], &[0, 1], &[1, 0]] {
+            assert!(!resolve(Identity::Default, key) && !resolve(Identity::Full, key), "{key:?}");
         }
     }
 }

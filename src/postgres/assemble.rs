@@ -12,6 +12,7 @@ use postgres_types::{Kind, Type};
 
 use crate::{
     change::{Asked, Column, Commit, Identity, LogicalMessage, Old, Op, Row, Table},
+    json,
     lsn::Lsn,
     postgres::{
         pgoutput::{DecodeError, Message, Relation},
@@ -39,7 +40,7 @@ pub enum Kept {
     No,
     /// It is part of its transaction.
     InOrder,
-    /// It says something of its transaction, and of none when it stands alone. The last one counts.
+    /// It says something of its transaction, and of none when it stands alone. Of each name in it the last that is said counts.
     Context,
 }
 
@@ -165,12 +166,14 @@ pub enum AssembleError {
         /// The open transaction's commit LSN.
         open: Lsn,
     },
-    /// A context message that is no context.
-    #[error("a context message of {bytes} bytes, with prefix {prefix:?}: it may have {CONTEXT_BYTES_MAX}")]
+    /// More context than a transaction may have.
+    #[error(
+        "context messages of {bytes} bytes, with prefix {prefix:?}: all of a transaction's may have {CONTEXT_BYTES_MAX}"
+    )]
     LargeContext {
         /// The message's prefix.
         prefix: String,
-        /// Bytes of its content.
+        /// Bytes of what they come to.
         bytes: usize,
     },
     /// A row of a partition that has been dropped since.
@@ -189,7 +192,7 @@ pub enum AssembleError {
 
 /// Buffers of a transaction that is handed back are kept up to this size.
 const SPARE_BYTES_MAX: usize = 1 << 20;
-/// A context message becomes headers of each event of its transaction, and stays in memory until then.
+/// What context messages say becomes headers of each event of its transaction, and stays in memory until then.
 const CONTEXT_BYTES_MAX: usize = 64 << 10;
 
 impl Assembler {
@@ -300,10 +303,18 @@ impl Assembler {
             (Some(open), true) => match kept {
                 Kept::No => {}
                 Kept::InOrder => open.transaction.push_message(message, &self.spill)?,
-                Kept::Context if content.len() > CONTEXT_BYTES_MAX => {
-                    return Err(AssembleError::LargeContext { prefix: prefix.into(), bytes: content.len() });
+                Kept::Context => {
+                    let context = &mut open.transaction.context;
+                    let large = |bytes| AssembleError::LargeContext { prefix: prefix.into(), bytes };
+                    if content.len() > CONTEXT_BYTES_MAX {
+                        return Err(large(content.len()));
+                    }
+                    let said = context.take().map_or_else(|| content.to_vec(), |before| json::merged(&before, content));
+                    if said.len() > CONTEXT_BYTES_MAX {
+                        return Err(large(said.len()));
+                    }
+                    *context = Some(said);
                 }
-                Kept::Context => open.transaction.context = Some(content.to_vec()),
             },
             (None, false) if kept == Kept::InOrder => {
                 // Where its record starts nobody says. It is longer than a byte, so this is after all that came before.
@@ -526,7 +537,9 @@ mod tests {
             push(&mut assembler, 0, &compose::begin(Lsn(50), 9, 3)).unwrap();
             push(&mut assembler, 0, &compose::origin(Lsn(5), "node_b")).unwrap();
             push(&mut assembler, 10, &compose::insert(1, ROW)).unwrap();
-            for (prefix, content) in [("ctx", "one"), ("unwanted", "x"), ("audit", "two"), ("ctx", "three")] {
+            for (prefix, content) in
+                [("ctx", r#"{"a":1,"b":2}"#), ("unwanted", "x"), ("audit", "two"), ("ctx", r#"{"b":3}"#)]
+            {
                 push(&mut assembler, 0, &compose::logical(true, Lsn(20), prefix, content.as_bytes())).unwrap();
             }
             let Step::Done(mut transaction) = push(&mut assembler, 50, &compose::commit(Lsn(50), Lsn(60), 9)).unwrap()
@@ -534,7 +547,7 @@ mod tests {
                 panic!("the transaction is whole");
             };
             assert_eq!(transaction.origin.as_deref(), Some("node_b"));
-            assert_eq!(transaction.context.as_deref(), Some(&b"three"[..]), "the last one counts");
+            assert_eq!(transaction.context.as_deref(), Some(&br#"{"a":1,"b":3}"#[..]), "the last of each name");
             assert!(matches!(row(&mut transaction).op, Op::Insert { .. }));
             let two = LogicalMessage { lsn: Lsn(20), transactional: true, prefix: "audit", content: b"two" };
             assert_eq!(transaction.next_content().unwrap(), Some(Content::Message(two)));
@@ -580,7 +593,17 @@ mod tests {
         );
         assert_eq!(
             refused(&mut begun(), &compose::logical(true, Lsn(9), "ctx", &[b'x'; 70_000])),
-            "a context message of 70000 bytes, with prefix \"ctx\": it may have 65536"
+            "context messages of 70000 bytes, with prefix \"ctx\": all of a transaction's may have 65536"
+        );
+        // Together they are too large; that one replaces the other is not.
+        let mut large = begun();
+        let named = |name: &str| format!("{{\"{name}\":\"{}\"}}", "x".repeat(40_000)).into_bytes();
+        for name in ["a", "a"] {
+            push(&mut large, 0, &compose::logical(true, Lsn(9), "ctx", &named(name))).unwrap();
+        }
+        assert!(
+            refused(&mut large, &compose::logical(true, Lsn(9), "ctx", &named("b")))
+                .starts_with("context messages of 80")
         );
         assert_eq!(
             refused(&mut begun(), &compose::insert(1, &ROW[..2])),

@@ -78,7 +78,8 @@ impl Control {
             }
             if row.get("is_primary") {
                 table.primary_key = names.clone();
-                if table.identity == Identity::Default {
+                // A key that is DEFERRABLE identifies nothing in the log.
+                if table.identity == Identity::Default && row.get("usable") {
                     say_old(table, &names);
                 }
             }

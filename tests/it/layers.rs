@@ -23,7 +23,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("admission", &[]),
     ("config", &[]),
     ("exit", &["config", "sink", "source"]),
-    ("postgres", &["admission", "causes", "change", "config", "finding", "lsn", "mapping", "source", "transaction"]),
+    (
+        "postgres",
+        &["admission", "causes", "change", "config", "finding", "json", "lsn", "mapping", "source", "transaction"],
+    ),
     ("format", &["change", "config", "event", "json", "lsn", "mapping", "sink", "text"]),
     ("outlets", &["change", "config", "event", "format", "json", "lsn", "mapping", "replica", "sink", "transaction"]),
     ("kafka", &["admission", "causes", "config", "progress", "sink"]),

@@ -35,3 +35,5 @@ mod endurance;
 mod events;
 mod mapping_check;
 mod load;
+mod altered;
+mod consumers;

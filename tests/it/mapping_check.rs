@@ -127,3 +127,155 @@ fn the_two_example_mappings_say_what_needs_the_replica() {
         assert!(found.iter().all(|finding| finding["sheet"].is_object()), "every name is right: {found:#?}");
     }
 }
+
+/// A line that ends in `# ! words` is wrong, and `check` says these words of it; `&` stands between several.
+fn marked(pipe: &Pipe, mapping: &str) {
+    let yaml = Pipe { rest: mapping.into(), ..pipe.clone() }.yaml();
+    let mistakes: Vec<(usize, &str)> =
+        yaml.lines().enumerate().filter_map(|(at, line)| Some((at + 1, line.split_once("# ! ")?.1))).collect();
+    let (code, found) = check(pipe, mapping);
+    let said = |finding: &serde_json::Value| {
+        format!("{}; {}", finding["what"].as_str().unwrap_or(""), finding["mend"].as_str().unwrap_or(""))
+    };
+    let mut found: Vec<String> = found.iter().map(said).collect();
+    for (line, words) in &mistakes {
+        let place = format!("offshoot.yaml:{line}:");
+        let has = |said: &&String| said.contains(&place) && words.split(" & ").all(|word| said.contains(word));
+        let at = found.iter().position(|said| has(&said));
+        found.remove(at.unwrap_or_else(|| panic!("line {line}: {words}\n{found:#?}")));
+    }
+    assert_eq!((found, code), (Vec::new(), 2), "nothing else is wrong");
+}
+
+/// What people get wrong, on one database whose catalog has all of it.
+#[test]
+fn each_mistake_answers_with_its_line_and_a_mend() {
+    let db = postgres::shared(V17).create_database();
+    db.execute(
+        "CREATE TABLE pair (a int, b int, v text, PRIMARY KEY (a, b));
+         CREATE TABLE person (id int PRIMARY KEY, name text);
+         CREATE TABLE orders (id int PRIMARY KEY, status text NOT NULL, total numeric(12,2), weight real, amount double precision,
+             at timestamp, buyer_id int REFERENCES person, seller_id int REFERENCES person, a int, b int,
+             FOREIGN KEY (a, b) REFERENCES pair);
+         CREATE TABLE line (id int PRIMARY KEY, order_id bigint REFERENCES orders, n int);
+         CREATE TABLE bill (id numeric PRIMARY KEY); CREATE TABLE bill_line (id int PRIMARY KEY, bill_id int REFERENCES bill);
+         CREATE TABLE code (id text PRIMARY KEY); CREATE TABLE code_line (id int PRIMARY KEY, code_id char(3) REFERENCES code);
+         CREATE TABLE tag (id int PRIMARY KEY DEFERRABLE, order_id int REFERENCES orders);
+         CREATE TABLE note (v text, order_id int REFERENCES orders);
+         CREATE TABLE of_pair (id int PRIMARY KEY, a int, b int, FOREIGN KEY (a, b) REFERENCES pair);
+         CREATE TABLE keyless (v text);
+         CREATE TABLE loose (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
+         CREATE TABLE silent (id int PRIMARY KEY); ALTER TABLE silent REPLICA IDENTITY NOTHING;
+         CREATE UNLOGGED TABLE quick (id int PRIMARY KEY);
+         CREATE VIEW seen AS SELECT * FROM orders;
+         CREATE MATERIALIZED VIEW kept AS SELECT * FROM orders;
+         CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE far (id int) SERVER s;",
+    );
+    // The tables of `changes` are not what is asked here.
+    let pipe = Pipe { tables: "public.person".into(), ..Pipe::of(&db) };
+    marked(
+        &pipe,
+        r#"
+aggregates:
+  Order: { root: orders, children: { lines: line.order_id } }
+  NoTable: { root: ordrs }                                            # ! there is no table `public.ordrs` & did you mean `orders`?
+  NoKey: { root: keyless }                                            # ! `public.keyless` has no primary key & ADD PRIMARY KEY
+  Loose: { root: loose }                                              # ! that is DEFERRABLE & ALTER TABLE public.loose DROP CONSTRAINT
+  Silent: { root: silent }                                            # ! REPLICA IDENTITY NOTHING & REPLICA IDENTITY DEFAULT
+  View: { root: seen }                                                # ! `public.seen` is a view
+  Kept: { root: kept }                                                # ! `public.kept` is a materialized view
+  Far: { root: far }                                                  # ! `public.far` is a foreign table
+  Quick: { root: quick }                                              # ! `public.quick` is unlogged & SET LOGGED
+  BadTopic: { root: orders, topic: "a b" }                            # ! Kafka allows no ` `
+  BadKey: { root: orders, key: [stats] }                              # ! has no column `stats` & did you mean `status`?
+  NoChild: { root: orders, children: { lines: lin.order_id } }        # ! there is no table `public.lin` & did you mean `line`?
+  NoLink: { root: orders, children: { lines: line.orderid } }         # ! has no column `orderid` & did you mean `order_id`?
+  NotALink: { root: orders, children: { lines: line.n } }             # ! is no foreign key to `public.orders`
+  Numeric: { root: bill, children: { lines: bill_line.bill_id } }     # ! is integer and the key `public.bill.id` is numeric & ALTER TABLE public.bill ALTER COLUMN id TYPE bigint
+  Char: { root: code, children: { lines: code_line.code_id } }        # ! is char(3) and the key `public.code.id` is text & ALTER COLUMN code_id TYPE text
+  LooseChild: { root: orders, children: { tags: tag.order_id } }      # ! that is DEFERRABLE & ALTER TABLE public.tag
+  KeylessChild: { root: orders, children: { notes: note.order_id } }  # ! `public.note` has no primary key, which a child needs
+  Pair: { root: pair, children: { all: of_pair.a } }                  # ! has several columns, `a`, `b`
+events:
+  Good: { of: Order, when: created, data: { id: id } }
+  Good.v1: { of: Order, when: created, data: { id: id } }             # ! of version 1 is there as `Good` already
+  Bad name: { of: Order, when: created, data: { id: id } }            # ! is no name for an event
+  Nobodys: { of: Ordr, when: created, data: { id: id } }              # ! there is no aggregate `Ordr` & did you mean `Order`?
+  Fields:
+    of: Order
+    when: created
+    if: new.statu == 'placed'                                         # ! statu
+    because: Goood via id                                             # ! there is no event `Goood` & did you mean `Good`?
+    data:
+      a: stat                                                         # ! has no column `stat` & did you mean `status`?
+      b: buyr.name                                                    # ! `buyr` leads nowhere & did you mean `buyer`?
+      c: person.name                                                  # ! could mean & buyer_id & seller_id
+      d: pair.v                                                       # ! hangs on several columns, `a`, `b`
+      e: weight                                                       # ! `public.orders.weight` & decimal
+      f: amount                                                       # ! `public.orders.amount` & decimal
+      g: at                                                           # ! `public.orders.at` & zone
+      h: { each: line, data: { id: id } }                             # ! has no collection `line` & did you mean `lines`?
+      i: { each: lines, data: { n: m } }                              # ! `public.line` has no column `m`
+    mask: { z: drop }                                                 # ! `data` has no field `z`
+  Whens:
+    of: Order
+    when:
+      - create                                                        # ! did you mean `created`?
+      - { stats: changed }                                            # ! no column or collection `stats`
+      - { status: a->b }                                              # ! write `a -> b`, with a blank
+      - { id: x -> 1 }                                                # ! `x` is no value of integer
+      - { lines: add }                                                # ! did you mean `added`?
+    data: { id: id }
+"#,
+    );
+    // What can be asked only when every name is right.
+    marked(
+        &pipe,
+        "aggregates: { Order: { root: orders } }
+events:
+  A: { of: Order, when: created, because: C via id, data: { id: id } } # ! events cause each other: A because of C because of B because of A
+  B: { of: Order, when: created, because: A via id, data: { id: id } }
+  C: { of: Order, when: created, because: B via id, data: { id: id } }
+",
+    );
+    marked(
+        &pipe,
+        "aggregates: { Order: { root: orders } }
+events:
+  A:
+    of: Order
+    when: created
+    if: new.status > 1 # ! `if`
+    data: { id: id }
+  B:
+    of: Order
+    when: created
+    if: new.id + 1     # ! must give true or false
+    data: { id: id }
+",
+    );
+    // An event nobody can complete, and one topic that cannot hold two events.
+    marked(
+        &pipe,
+        "aggregates: { Order: { root: orders }, Twin: { root: orders } }
+events:
+  State: { of: Order, when: any, compact: true, data: { id: id } } # ! keeps the latest record per key
+  Other: { of: Twin, when: created, data: { id: id } }
+",
+    );
+    // What YAML itself shows: it is said before anybody is asked.
+    for (mapping, words) in [
+        (
+            "aggregates: { Order: { root: orders }, Order: { root: line } }\nevents: { A: { of: Order, when: created, data: { id: id } } }",
+            ["offshoot.yaml:", "Order"],
+        ),
+        (
+            "aggregates: { Order: { root: orders } }\nevents: { A: { of: Order, topic: other, when: created, data: { id: id } } }",
+            ["offshoot.yaml:", "`topic`"],
+        ),
+    ] {
+        let (code, said) = Pipe { rest: mapping.into(), ..pipe.clone() }.command(&["check"]);
+        assert_eq!(code, 2, "{said}");
+        words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
+    }
+}

@@ -90,14 +90,20 @@ fn everything_leaves_in_commit_order(version: Version, delivery: &'static str) {
     session.execute(&format!("SELECT pg_replication_origin_session_setup('{origin}')"));
     session.execute("INSERT INTO t VALUES (3)");
     session.execute("SELECT pg_replication_origin_session_reset()");
+    // Whichever of its messages says so, and what the last says of it counts.
     db.execute(
-        r#"BEGIN; INSERT INTO t VALUES (4); SELECT pg_logical_emit_message(true, 'ctx', '{"origin": "mirror"}'); COMMIT"#,
+        r#"BEGIN; INSERT INTO t VALUES (4); SELECT pg_logical_emit_message(true, 'ctx', '{"origin": "mirror"}');
+        SELECT pg_logical_emit_message(true, 'ctx', '{"correlation_id": "c-2"}'); COMMIT"#,
+    );
+    db.execute(
+        r#"BEGIN; INSERT INTO t VALUES (6); SELECT pg_logical_emit_message(true, 'ctx', '{"origin": "mirror"}');
+        SELECT pg_logical_emit_message(true, 'ctx', '{"origin": null}'); COMMIT"#,
     );
     db.execute("INSERT INTO t VALUES (5)");
     offshoot.wait("the last row", DEADLINE, |_| pipe.ids(kafka::shared(), "t").contains(&5).then_some(()));
     offshoot.wait("all of it", DEADLINE, |o| (o.metric("offshoot_in_flight_transactions")? == 0.0).then_some(()));
 
-    assert_eq!(pipe.ids(kafka::shared(), "t"), [1, 2, 5]);
+    assert_eq!(pipe.ids(kafka::shared(), "t"), [1, 2, 5, 6]);
     let order = format!("{name}.outbox.order");
     assert_eq!(told(&order), ["o-1 {\"n\": 1} id= type=Placed", "o-1 {\"n\": 2} id= type=Paid"]);
     let ids: Vec<_> = records(&order).iter().map(|record| header(record, "id")).collect();
@@ -117,7 +123,7 @@ fn everything_leaves_in_commit_order(version: Version, delivery: &'static str) {
     assert!(header(&records(&note)[0], "id") > format!("1-{commit:016X}-4"));
     for (metric, count) in [
         ("offshoot_ignored_transactions_total", 2.0),
-        ("offshoot_outlet_records_total{outlet=\"changes\"}", 3.0),
+        ("offshoot_outlet_records_total{outlet=\"changes\"}", 4.0),
         ("offshoot_outlet_records_total{outlet=\"outbox\"}", 3.0),
         ("offshoot_outlet_records_total{outlet=\"messages\"}", 2.0),
         ("offshoot_messages_total", 3.0),

@@ -361,6 +361,65 @@ fn tables_that_cannot_be_mapped_are_refused_with_what_mends_them() {
 }
 
 #[test]
+fn a_key_that_two_rows_may_share_for_a_while_is_refused() {
+    let mut catalog = ticketmonster();
+    catalog.table_mut("booking").unique.clear();
+    let said = "`public.booking` has a primary key that is DEFERRABLE: within a transaction two rows may share it, and nobody can tell them \
+                apart; ALTER TABLE public.booking DROP CONSTRAINT ..., ADD PRIMARY KEY (id)";
+    refuses_of(&catalog, BOOKING, "", "", "aggregates.Booking.root", said);
+    // Another index may say that they never do.
+    catalog.table_mut("booking").unique = vec![vec!["id".into()]];
+    assert!(resolve(&config(BOOKING), &catalog).is_ok());
+    catalog.table_mut("ticket").unique = vec![vec!["id".into(), "number".into()]];
+    let misfits = resolve(&config(BOOKING), &catalog).map(|_| ()).unwrap_err();
+    assert_eq!(misfits[0].path.join("."), "aggregates.Booking.children.tickets");
+}
+
+#[test]
+fn a_child_finds_its_root_by_one_text() {
+    let numeric = |precision: i32, scale: i32| ((precision << 16) | scale) + 4;
+    let with = |key: (Type, i32), link: (Type, i32)| {
+        let mut catalog = ticketmonster();
+        (catalog.table_mut("booking").columns[0].ty, catalog.table_mut("booking").columns[0].modifier) = key;
+        (catalog.table_mut("ticket").columns[1].ty, catalog.table_mut("ticket").columns[1].modifier) = link;
+        catalog
+    };
+    for (key, link) in [
+        ((Type::INT8, -1), (Type::INT4, -1)),
+        ((Type::INT2, -1), (Type::INT8, -1)),
+        ((Type::TEXT, -1), (Type::VARCHAR, 14)),
+        ((Type::UUID, -1), (Type::UUID, -1)),
+        ((Type::BPCHAR, 6), (Type::BPCHAR, 6)),
+        ((Type::NUMERIC, numeric(10, 2)), (Type::NUMERIC, numeric(12, 2))),
+    ] {
+        assert!(resolve(&config(BOOKING), &with(key.clone(), link.clone())).is_ok(), "{key:?} {link:?}");
+    }
+    let at = "aggregates.Booking.children.tickets";
+    let why =
+        "equal values of these may be written in two ways, such as 1 and 1.0, and then a child does not find its root";
+    let alter = "ALTER TABLE public.ticket ALTER COLUMN tickets_id TYPE";
+    let other = "ALTER TABLE public.booking ALTER COLUMN id TYPE bigint, say, and the child's";
+    for (key, link, is, was, mend) in [
+        ((Type::INT8, -1), (Type::NUMERIC, -1), "numeric", "bigint", format!("{alter} bigint")),
+        ((Type::INT8, -1), (Type::NUMERIC, numeric(10, 2)), "numeric(10,2)", "bigint", format!("{alter} bigint")),
+        (
+            (Type::NUMERIC, numeric(10, 0)),
+            (Type::INT4, -1),
+            "integer",
+            "numeric(10,0)",
+            format!("{alter} numeric(10,0)"),
+        ),
+        ((Type::NUMERIC, -1), (Type::NUMERIC, -1), "numeric", "numeric", other.into()),
+        ((Type::TEXT, -1), (Type::BPCHAR, 7), "char(3)", "text", format!("{alter} text")),
+        ((Type::BPCHAR, 7), (Type::BPCHAR, 9), "char(5)", "char(3)", format!("{alter} char(3)")),
+    ] {
+        let said =
+            format!("`public.ticket.tickets_id` is {is} and the key `public.booking.id` is {was}: {why}; {mend}");
+        refuses_of(&with(key, link), BOOKING, "", "", at, &said);
+    }
+}
+
+#[test]
 fn a_hop_that_could_be_two_or_hangs_on_two_columns_is_refused() {
     let mut catalog = ticketmonster();
     let booking = catalog.table_mut("booking").clone();
