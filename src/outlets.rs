@@ -547,6 +547,7 @@ fn keep(row: &KeptRow<'_>, topic: &Arc<Topic>, ticket: Ticket, out: &mut RecordB
         key: Some(start..key_end),
         payload: row.value.map(|_| key_end..out.bytes.len()),
         headers: headers..headers,
+        timestamp: None,
     };
     out.records.push(record);
 }
@@ -641,12 +642,12 @@ mod tests {
             let context = json::merged(first, text);
             said(None, Some(str::from_utf8(&context).unwrap()))
         };
-        assert_eq!(outlets.begin(&said(b"{}"), 1).unwrap(), Leaves::Ignored);
-        assert_eq!(outlets.begin(&said(br#"{"n": 2}"#), 1).unwrap(), Leaves::Ignored);
-        assert_eq!(outlets.begin(&said(br#"{"n": 2, "tp": null, "origin": null}"#), 1).unwrap(), Leaves::Yes);
+        assert_eq!(outlets.begin(&said(b"{}"), 1, false).unwrap(), Leaves::Ignored);
+        assert_eq!(outlets.begin(&said(br#"{"n": 2}"#), 1, false).unwrap(), Leaves::Ignored);
+        assert_eq!(outlets.begin(&said(br#"{"n": 2, "tp": null, "origin": null}"#), 1, false).unwrap(), Leaves::Yes);
         let told: Vec<_> = outlets.attributes.0.iter().map(|(name, value)| (&**name, value.as_str())).collect();
         assert_eq!(told, [("n", "2")]);
-        assert!(outlets.begin(&said(b"no"), 1).is_err());
+        assert!(outlets.begin(&said(b"no"), 1, false).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use postgres_types::{Kind as TypeKind, Type};
 use super::{
     catalog::{Catalog, CatalogTable},
     condition::Condition,
-    paths::{Names, Place, close, column_names, family},
+    paths::{Names, Place, close, column_names},
     rules::{
         Aggregate, Because, ChildChange, Collection, EventRule, Field, Hop, MappedColumn, MappedTable, Role, Rules,
         Side, Test, Transition, Trigger,

@@ -282,17 +282,6 @@ impl Rules {
         }
         links
     }
-
-    /// By which columns rows of a table are found in the replica: where it is a child, those that hold the root's key; each once.
-    pub fn links(&self, table: usize) -> Vec<usize> {
-        let mut links = Vec::new();
-        for collection in self.aggregates.iter().flat_map(|aggregate| &aggregate.children) {
-            if collection.table == table && !links.contains(&collection.link) {
-                links.push(collection.link);
-            }
-        }
-        links
-    }
 }
 
 impl EventRule {

@@ -324,12 +324,12 @@ impl Work {
     /// Nobody takes rows of a load that is given up, and its tasks end in a moment.
     fn give(
         &self,
-        room: Result<mpsc::Permit<'_, Result<Loaded, SourceError>>, mpsc::error::SendError<()>>,
+        room: Result<mpsc::Permit<'_, Result<Load, SourceError>>, mpsc::error::SendError<()>>,
         batch: Loaded,
     ) {
         self.progress[batch.table].rows.fetch_add(batch.ends.len() as u64, Relaxed);
         if let Ok(room) = room {
-            room.send(Ok(batch));
+            room.send(Ok(Load::Rows(batch)));
         }
     }
 

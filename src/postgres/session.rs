@@ -27,6 +27,7 @@ use tokio::{
 };
 use tokio_postgres::fallible_iterator::FallibleIterator;
 use tokio_util::bytes::BytesMut;
+use tokio::sync::mpsc::Receiver;
 use tracing::debug;
 
 use super::{
@@ -41,7 +42,7 @@ use super::{
 };
 use crate::{
     lsn::Lsn,
-    source::{LoadTable, Loaded, SourceError},
+    source::{Load, LoadTable, SourceError},
 };
 
 /// A write that takes longer has nobody at the other end.

@@ -84,7 +84,7 @@ async fn begin(stream: &mut Stream, tables: &[LoadTable]) -> Result<Lsn, SourceE
 }
 
 /// The next rows; at their end the stream goes on.
-async fn loaded(stream: &mut Stream) -> Result<Option<Loaded>, SourceError> {
+async fn more(stream: &mut Stream) -> Result<Option<Loaded>, SourceError> {
     match item(stream).await? {
         Load::From(from) => panic!("the position comes once: {from}"),
         Load::Rows(rows) => Ok(Some(rows)),
@@ -113,7 +113,7 @@ async fn item(stream: &mut Stream) -> Result<Load, SourceError> {
 async fn rows(stream: &mut Stream, tables: &[LoadTable]) -> Result<Vec<Rows>, SourceError> {
     let mut found = vec![Rows::new(); tables.len()];
     loop {
-        let Some(batch) = loaded(stream).await? else { return Ok(found) };
+        let Some(batch) = more(stream).await? else { return Ok(found) };
         let mut from = 0;
         for end in batch.ends {
             let columns = tables[batch.table].columns.len() as u16;
@@ -364,7 +364,7 @@ fn partitions_are_read_and_heirs_are_not(version: Version) {
         assert_eq!((loaded[1].len(), loaded[2].len()), (1, 0));
         // Nothing to load is a position all the same.
         assert!(begin(&mut stream, &[]).await.unwrap() > Lsn::INVALID);
-        assert_eq!(loaded(&mut stream).await.unwrap(), None);
+        assert_eq!(more(&mut stream).await.unwrap(), None);
         stream.close().await;
     });
     assert_eq!(db.text("SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND temporary"), "0");
@@ -404,7 +404,7 @@ fn whoever_takes_no_rows_holds_no_lock() {
     runtime().block_on(async {
         let (mut stream, _) = connect(&config(&db.url, "stall", ALL)).await;
         begin(&mut stream, &tables).await.unwrap();
-        let first = loaded(&mut stream).await.unwrap().unwrap();
+        let first = more(&mut stream).await.unwrap().unwrap();
         assert!(first.bytes.len() < 256 << 10, "{}", first.bytes.len());
         let waited = tokio::task::spawn_blocking({
             let (db, meanwhile) = (db.connect(), db.connect());
@@ -430,7 +430,7 @@ fn a_table_that_gets_another_file_is_loaded_again() {
         runtime().block_on(async {
             let (mut stream, _) = connect(&config(&db.url, "rewritten", ALL)).await;
             begin(&mut stream, &tables).await.unwrap();
-            loaded(&mut stream).await.unwrap().unwrap();
+            more(&mut stream).await.unwrap().unwrap();
             let session = db.connect();
             tokio::task::spawn_blocking(move || {
                 stalled(&session);
@@ -536,7 +536,7 @@ fn a_load_that_is_cut_or_given_up_leaves_nothing() {
     runtime().block_on(async {
         let (mut stream, _) = connect(&config(&db.url, "cut", ALL)).await;
         begin(&mut stream, &tables).await.unwrap();
-        loaded(&mut stream).await.unwrap().unwrap();
+        more(&mut stream).await.unwrap().unwrap();
         assert_eq!(db.text(slots), "1");
         db.execute(&format!("SELECT pg_terminate_backend(pid) {readers}"));
         let error = told(rows(&mut stream, &tables).await.unwrap_err());
@@ -544,7 +544,7 @@ fn a_load_that_is_cut_or_given_up_leaves_nothing() {
         none("the slot to go with a load that failed");
         // Another load takes the place of one that goes on.
         begin(&mut stream, &tables).await.unwrap();
-        loaded(&mut stream).await.unwrap().unwrap();
+        more(&mut stream).await.unwrap().unwrap();
         begin(&mut stream, &tables).await.unwrap();
         assert_eq!(rows(&mut stream, &tables).await.unwrap()[0].len(), MANY as usize);
         none("the slots to go at the end");
@@ -576,7 +576,7 @@ fn a_million_rows_in_bounded_memory() {
         let began = Instant::now();
         begin(&mut stream, &tables).await.unwrap();
         let (mut rows, mut bytes) = (0, 0);
-        while let Some(batch) = loaded(&mut stream).await.unwrap() {
+        while let Some(batch) = more(&mut stream).await.unwrap() {
             rows += batch.ends.len();
             bytes += batch.bytes.len();
             assert!(batch.bytes.capacity() <= 512 << 10, "{}", batch.bytes.capacity());
