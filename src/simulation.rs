@@ -196,6 +196,7 @@ struct World {
     fails_over: bool,
     /// Some tables are mapped; what their statements are drawn from.
     mapped: Option<Rng>,
+    config: Rc<Config>,
     /// Partitions of the topic, as who reads what is committed sees them.
     topic: [Vec<Told>; PARTITIONS],
     /// Everything that is in the topic to be seen, and the last resume it was published after.
@@ -232,6 +233,7 @@ impl World {
         let events = if rng.bool() { 10_000 } else { rng.u64(5..40) };
         let (standby, fails_over) = (rng.bool(), rng.bool());
         let mapped = rng.bool().then(|| rng.fork());
+        let config = Rc::new(config(mapped.is_some()));
         let origin = Origin { system_identifier: "7".into(), timeline: 1, slot: "offshoot_sim".into() };
         Self {
             rng,
@@ -250,6 +252,7 @@ impl World {
             standby,
             fails_over,
             mapped,
+            config,
             topic: Default::default(),
             durable: HashMap::new(),
             open: Default::default(),
@@ -967,7 +970,7 @@ impl SimSink {
         for record in &batch.records {
             let (published, epoch) = read(batch, record);
             let acknowledgement =
-                Acknowledgement { ticket: record.ticket, records: 1, bytes: batch.len_of(record) as u64 };
+                Acknowledgement { ticket: record.ticket, records: 1, bytes: batch.weight_of(record) as u64 };
             let queue = &mut self.queues[partition(published.key)];
             let told = Told { published, epoch, producer: self.producer, resumed: self.resumed };
             queue.push_back((told, acknowledgement));
@@ -1126,8 +1129,11 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
             () = sleep_until(stop_at) => return Attempt { result: Ok(()), progressed: false },
             wire = SimWire::connect(world, instance) => wire,
         };
-        let mapped = world.borrow().mapped.is_some();
-        let (found, budget, memory_max) = {
+        let (mapped, config) = {
+            let w = world.borrow();
+            (w.mapped.is_some(), w.config.clone())
+        };
+        let (found, is_small, budget, memory_max) = {
             let mut w = world.borrow_mut();
             let slot = "offshoot_sim".into();
             let found = Found {
@@ -1138,15 +1144,16 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
                 fingerprint: String::new(),
             };
             let memory_max = if w.rng.u8(..10) == 0 { 200 } else { 1 << 16 };
-            (found, w.rng.u64(100..20_000), memory_max)
+            (found, w.rng.u8(..3) == 0, w.rng.u64(500..80_000), memory_max)
         };
         let (confirmed, timeline) = (found.confirmed, found.origin.timeline);
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 20 };
-        let config = config(mapped);
         let mut outlets = Outlets::new(&config, "sim").expect("the template is the default");
         if mapped {
             let rules = Rules::compile(&config, &aggregates::catalog()).expect("rules that need no replica");
-            outlets = outlets.with_events(&config, rules, spill.clone());
+            // A file for a transaction costs as much as many lives.
+            let memory_max = if is_small { spill.memory_max } else { 1 << 16 };
+            outlets = outlets.with_events(&config, rules, Spill { memory_max, ..spill.clone() });
         }
         let is_mapped = move |name: &str| mapped && ["root", "part"].contains(&name);
         let wanted = Wanted {
@@ -1417,7 +1424,6 @@ fn each_planted_bug_is_found() {
         PartialOneTooFew,
         PartialOneTooMany,
         EpochNotRaised,
-        EpochOfToday,
         PublishedIsUnseen,
         EventsCountAnew,
         FencesBeforeTheSlot,

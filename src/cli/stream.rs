@@ -166,12 +166,17 @@ async fn connect<'a>(
     admissions: &Admissions,
 ) -> Result<(Connected<'a>, Watch), Error> {
     let misfit = |why: String| SourceError::Config(why.into());
+    let compiled = Cell::new(None);
     let start = Start {
         warned,
         admissions: &admissions.source,
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
-        accept: &|tables, catalog| accept(config, tables, catalog),
+        accept: &|tables, catalog| {
+            accept(config, tables, None)?;
+            compiled.set(catalog.map(|catalog| rules(config, catalog)).transpose()?);
+            Ok(())
+        },
         permit: &|slot, server| Box::pin(permit(config, &admissions.sink, slot, server)),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
@@ -192,8 +197,8 @@ async fn connect<'a>(
         Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
     let patterns = patterns(config).map_err(misfit)?;
     let mut outlets = outlets(config, &prepared.database).map_err(misfit)?;
-    if let Some(catalog) = &prepared.catalog {
-        outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
+    if let Some(rules) = compiled.take() {
+        outlets = outlets.with_events(config, rules, spill.clone());
     }
     let source = PostgresSource::new(
         session,

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -21,7 +21,7 @@ use rdkafka::{
     client::ClientContext,
     config::{ClientConfig, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
-    message::{Header, Headers, Message, OwnedHeaders},
+    message::{Header, Message, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig},
 };
 use tokio::sync::{Notify, oneshot};
@@ -38,11 +38,9 @@ use crate::{
         transaction::{self, TransactionError},
     },
     progress::Progress,
-    sink::{Acknowledgement, News, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
+    sink::{Acknowledgement, News, RECORD_OVERHEAD, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
 };
 
-/// What librdkafka keeps of a record beside its bytes, roughly; small records must not escape the budget.
-const RECORD_OVERHEAD: usize = 256;
 /// Batches kept for the next `batch()`. The loop fills one while the thread empties another; the rest is slack.
 const SPARE_BATCHES: usize = 4;
 /// What one kept batch may hold on to after a large record.
@@ -67,7 +65,7 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 const TRANSACTION_STEP: Duration = Duration::from_millis(500);
 /// How long the end of a session waits for its open transaction to be given up, so that readers need not wait for that.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
-/// In place of a ticket: the progress record.
+/// In place of an `opaque`: the progress record.
 const PROGRESS: usize = usize::MAX;
 /// Bytes of a refused record's key that are kept to name it.
 const KEY_SHOWN_MAX: usize = 200;
@@ -97,6 +95,8 @@ struct Shared {
     /// Wakes the thread.
     wake: Wake,
     stop: AtomicBool,
+    /// The ticket of the last record that librdkafka was given.
+    newest: AtomicU64,
     outcome: Mutex<Outcome>,
     /// Wakes the loop.
     news: Notify,
@@ -190,6 +190,7 @@ impl KafkaSink {
         let shared = Arc::new(Shared {
             wake: Wake::new().map_err(start)?,
             stop: AtomicBool::new(false),
+            newest: AtomicU64::new(0),
             outcome: Mutex::default(),
             news: Notify::new(),
             spare: Mutex::default(),
@@ -415,22 +416,22 @@ impl ClientContext for Context {
 }
 
 impl ProducerContext for Context {
-    /// The ticket: it costs no allocation.
+    /// It costs no allocation.
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
-        let message = match result {
-            Ok(message) | Err((_, message)) => message,
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let of_progress = opaque == PROGRESS;
+        let (ticket, weight) = match result {
+            Ok(message) | Err((_, message)) if of_progress => {
+                (Ticket(PROGRESS as u64), message.key_len() + message.payload_len() + RECORD_OVERHEAD)
+            }
+            _ => of_opaque(opaque, self.shared.newest.load(Ordering::Relaxed)),
         };
-        let headers = message.headers().map_or(0, |h| h.iter().map(|h| h.value.map_or(0, <[u8]>::len)).sum::<usize>());
-        let bytes = message.key_len() + message.payload_len() + headers;
         let mut outcome = lock(&self.shared.outcome);
-        outcome.returned += bytes + RECORD_OVERHEAD;
-        let of_progress = ticket == PROGRESS;
-        let ticket = Ticket(ticket as u64);
+        outcome.returned += weight;
         match result {
             Ok(_) if of_progress => outcome.progress_is_written(self.transactional),
-            Ok(_) => outcome.acknowledge(ticket, bytes as u64),
+            Ok(_) => outcome.acknowledge(ticket, weight as u64),
             Err((error, message)) => outcome.fail(Failure {
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
                 topic: message.topic().to_owned(),
@@ -580,15 +581,16 @@ impl Worker {
             return Ok(Some(Turn::Wait));
         }
         while let Some(record) = batch.records.get(*sent) {
-            let bytes = batch.len_of(record) + RECORD_OVERHEAD;
+            let weight = batch.weight_of(record);
             // A record larger than the whole budget goes alone.
-            if self.buffered > 0 && self.buffered + bytes > self.buffer_bytes {
+            if self.buffered > 0 && self.buffered + weight > self.buffer_bytes {
                 return Ok(Some(Turn::Wait));
             }
             if *turn == RECORDS_PER_TURN {
                 return Ok(Some(Turn::More));
             }
-            match produce(&self.producer, batch, record) {
+            self.shared.newest.fetch_max(record.ticket.0, Ordering::Relaxed);
+            match produce(&self.producer, batch, record, weight) {
                 Ok(()) => {}
                 Err(RDKafkaErrorCode::QueueFull) => return Ok(Some(Turn::Wait)),
                 Err(code) => {
@@ -604,7 +606,7 @@ impl Worker {
                     return Err(self.cause(failure));
                 }
             }
-            self.buffered += bytes;
+            self.buffered += weight;
             *sent += 1;
             *turn += 1;
         }
@@ -865,9 +867,26 @@ fn topics_ready(
     ready
 }
 
-fn produce(producer: &BaseProducer<Context>, batch: &RecordBatch, record: &Record) -> Result<(), RDKafkaErrorCode> {
+/// What librdkafka hands back with a record: the lower half of its ticket, and what it takes of the budget, so that a delivery need not
+/// count that again. librdkafka takes no record of 1 GB.
+fn opaque(ticket: Ticket, weight: usize) -> usize {
+    (ticket.0 as u32 as usize) << 32 | weight.min(u32::MAX as usize - 1)
+}
+
+/// Ticket and weight; no more than the lower half of tickets is in flight at once.
+fn of_opaque(opaque: usize, newest: u64) -> (Ticket, usize) {
+    let age = (newest as u32).wrapping_sub((opaque >> 32) as u32);
+    (Ticket(newest - u64::from(age)), opaque & u32::MAX as usize)
+}
+
+fn produce(
+    producer: &BaseProducer<Context>,
+    batch: &RecordBatch,
+    record: &Record,
+    weight: usize,
+) -> Result<(), RDKafkaErrorCode> {
     let mut out: BaseRecord<'_, [u8], [u8], usize> =
-        BaseRecord::with_opaque_to(&batch.topic(record).name, record.ticket.0 as usize);
+        BaseRecord::with_opaque_to(&batch.topic(record).name, opaque(record.ticket, weight));
     out.key = record.key.clone().map(|range| &batch.bytes[range]);
     out.payload = record.payload.clone().map(|range| &batch.bytes[range]);
     if !record.headers.is_empty() {
@@ -1176,7 +1195,7 @@ mod tests {
                 }
                 let record = batch.records.last().unwrap();
                 let sum = expected.entry(ticket).or_insert((0, 0));
-                *sum = (sum.0 + 1, sum.1 + batch.len_of(record) as u64);
+                *sum = (sum.0 + 1, sum.1 + batch.weight_of(record) as u64);
             }
             sink.send(batch).unwrap();
         }
