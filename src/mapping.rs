@@ -370,6 +370,8 @@ struct Giver {
     /// A tombstone follows: `Buffers::previous` is its key.
     tombstone: bool,
     index: u64,
+    /// Per table how many rows were met.
+    met: Vec<u64>,
     /// By number of row: some event has told of it, or there is nothing to tell.
     told: Vec<bool>,
     /// Per table how many rows are to be told of.
@@ -583,6 +585,28 @@ impl Mapping {
         Ok(())
     }
 
+    /// How many events and tombstones there may be at most, once all changes are taken: by what may happen to each row that was touched.
+    pub fn events_max(&mut self) -> Result<u64, MapError> {
+        if self.giver.is_none() {
+            self.settle()?;
+        }
+        let met = &self.giver.as_ref().expect("it is settled").met;
+        let of_row = |role: &Role| -> u64 {
+            let (Role::Root { aggregate: of } | Role::Child { aggregate: of, .. }) = *role;
+            let rules = self.rules.events.iter().filter(|rule| rule.aggregate == of);
+            let each = rules.map(|rule| match role {
+                Role::Root { .. } => 1 + u64::from(rule.compact),
+                // It may leave one root and come to another.
+                Role::Child { collection, .. } => {
+                    2 * u64::from(rule.when.iter().any(|when| when.looks_at(*collection)))
+                }
+            });
+            each.sum()
+        };
+        let tables = self.rules.tables.iter().zip(met);
+        Ok(tables.map(|(table, rows)| rows.saturating_mul(table.roles.iter().map(of_row).sum())).sum())
+    }
+
     /// The next event in order, once all changes are taken; None when there is no more.
     // What it gives is borrowed from it, which no `Iterator` can.
     #[allow(clippy::should_implement_trait)]
@@ -712,8 +736,9 @@ impl Mapping {
         let keeping = self.keeping;
         let tables = &rules.tables;
         let open = rules.aggregates.iter().map(|aggregate| vec![Open::default(); aggregate.children.len()]);
-        let mut giver = Giver { open: open.collect(), untold: vec![0; tables.len()], ..Giver::default() };
-        let Giver { open, told, untold, .. } = &mut giver;
+        let none = vec![0; tables.len()];
+        let mut giver = Giver { open: open.collect(), met: none.clone(), untold: none, ..Giver::default() };
+        let Giver { open, told, untold, met: rows, .. } = &mut giver;
         // Each row is met once to be counted, whatever it is to how many aggregates.
         let mut met = |row: &store::Visited<'_>| {
             let number = row.number as usize;
@@ -721,6 +746,7 @@ impl Mapping {
                 told.resize(number + 1, true);
             }
             counts.rows += 1;
+            rows[row.table] += 1;
             if (NetRow { before: row.before, after: row.after }).changed(None) == aggregate::Changed::No {
                 counts.no_ops += 1;
             } else {

@@ -527,10 +527,21 @@ impl Outlets {
         self.mapping().replica_mut().expect("it was given to the mapping")
     }
 
-    /// Steps that a transaction of so many contents may have at most: an event may be told of each, and a tombstone beside it.
-    pub fn steps_max(&self, contents: u64) -> u64 {
+    /// Steps that a transaction of so many contents may have at most; `None` when that is better asked before the first event, since only
+    /// events are told. Else the first record leaves before anybody knows how many events there will be, and of each content two may be
+    /// told by each rule: of the root that a child leaves and of the one that it comes to, or an event and a tombstone.
+    pub fn steps_max(&self, contents: u64) -> Option<u64> {
         let events = self.events.as_ref().map_or(0, |events| events.mapping.rules().events.len() as u64);
-        contents.saturating_mul(1 + 2 * events)
+        let tells_contents = self.changes.is_some() || self.outbox.is_some() || !self.messages.is_empty();
+        let kept = u64::from(self.events.as_ref().is_some_and(|events| !events.mapping.held().is_empty()));
+        (tells_contents || events == 0).then(|| contents.saturating_mul(1 + 2 * events + kept))
+    }
+
+    /// Events, and rows that are to be kept, that a transaction of so many contents may have at most which have all been taken.
+    pub fn events_max(&mut self, contents: u64) -> Result<u64, StepError> {
+        let Some(Events { mapping, .. }) = &mut self.events else { return Ok(0) };
+        let kept = if mapping.held().is_empty() { 0 } else { contents };
+        Ok(mapping.events_max()?.saturating_add(kept))
     }
 }
 
@@ -723,7 +734,7 @@ mod tests {
     fn told_from(first: u64) -> Vec<String> {
         let (mut outlets, mut transaction, mut out) = (shop(), placed(), RecordBatch::default());
         assert_eq!(outlets.begin(&transaction, 3, false).unwrap(), Leaves::Yes);
-        assert_eq!(outlets.steps_max(transaction.len()), 9);
+        assert_eq!(outlets.steps_max(transaction.len()), Some(9));
         for index in 0.. {
             let batch = (index >= first).then_some(&mut out);
             let step = Step { index, now: 0, ticket: Ticket(1), out: batch, kept: None };

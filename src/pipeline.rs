@@ -148,8 +148,8 @@ struct Sending {
     index: u64,
     /// How many of them were published before this start: they are taken without a record.
     published: u64,
-    /// It may be too large for one Kafka transaction.
-    splits: bool,
+    /// It may be too large for one Kafka transaction; not known before its first event, when only events are told.
+    splits: Option<bool>,
     /// Some of its records have been handed to the sink.
     flushed: bool,
     /// It waits until everything before it is committed.
@@ -169,7 +169,7 @@ impl Sending {
             ticket,
             index,
             published,
-            splits: false,
+            splits: Some(false),
             flushed: false,
             held: false,
             keeps: false,
@@ -431,8 +431,15 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         };
         let held = self.pipe.commit_before == Some(commit.lsn) && self.is_uncommitted();
         let ticket = self.pipe.ledger.open(commit);
-        let splits = self.pipe.commits.delivery == Delivery::ExactlyOnce
-            && self.pipe.outlets.steps_max(transaction.len()) > self.pipe.commits.transaction_events_max;
+        let splits = match self.pipe.commits.delivery {
+            Delivery::AtLeastOnce => Some(false),
+            // It was begun so.
+            Delivery::ExactlyOnce if published > 0 => Some(true),
+            Delivery::ExactlyOnce => {
+                let steps = self.pipe.outlets.steps_max(transaction.len());
+                steps.map(|steps| steps > self.pipe.commits.transaction_events_max)
+            }
+        };
         // Without progress nothing is read.
         let epoch = self.progress.as_ref().map_or(1, |progress| progress.epoch);
         let epoch = progress::epoch_of(epoch, &self.pipe.found, commit.lsn);
@@ -499,9 +506,15 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let Some(mut sending) = self.sending.take_if(|sending| !sending.held) else { return Ok(()) };
         let now = (self.pipe.clock)();
         let commit = sending.transaction.commit;
-        let splits = sending.splits;
         let kept = self.keeping.holding.as_ref().map(|_| self.pipe.sink.kept_topic());
         for _ in 0..STEPS_MAX {
+            if sending.splits.is_none() && sending.index == sending.transaction.len() {
+                match self.pipe.outlets.events_max(sending.index) {
+                    Ok(events) => sending.splits = Some(events > self.pipe.commits.transaction_events_max),
+                    Err(error) => return Err(self.failed(sending, error)),
+                }
+            }
+            let splits = sending.splits == Some(true);
             let is_full = self.uncommitted.events >= self.pipe.commits.transaction_events_max;
             if !self.has_room() || splits && is_full && sending.cuts {
                 break;
@@ -535,9 +548,10 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             }
             let records = &self.batch.records[first..];
             let bytes: usize = records.iter().map(|record| self.batch.len_of(record)).sum();
+            let weight: usize = records.iter().map(|record| self.batch.weight_of(record)).sum();
             self.uncommitted.events += records.len() as u64;
             self.uncommitted.oldest.get_or_insert(commit.time);
-            self.pipe.ledger.sent(sending.ticket, records.len() as u64, bytes as u64);
+            self.pipe.ledger.sent(sending.ticket, records.len() as u64, weight as u64);
             self.pipe.metrics.record_bytes.inc_by(bytes as u64);
             if self.batch.bytes.len() >= BATCH_BYTES {
                 sending.flushed = true;
@@ -578,7 +592,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     fn goes_on(&self) -> bool {
         let max = self.pipe.commits.transaction_events_max;
         let is_full = self.uncommitted.events >= max;
-        let waits = |sending: &Sending| sending.held || sending.splits && is_full && sending.cuts;
+        let waits = |sending: &Sending| sending.held || sending.splits == Some(true) && is_full && sending.cuts;
         self.has_room() && self.sending.as_ref().map_or(self.keeping.buries(), |sending| !waits(sending))
     }
 
@@ -622,7 +636,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 moved.then_some(committed_at + if events > 0 { STATUS_GAP } else { PROGRESS_INTERVAL })
             }
             (Delivery::ExactlyOnce, Some(sending)) => {
-                let full = sending.splits && events >= commits.transaction_events_max && sending.cuts;
+                let full = sending.splits == Some(true) && events >= commits.transaction_events_max && sending.cuts;
                 (full || sending.held && (events > 0 || moved)).then_some(now)
             }
             (Delivery::ExactlyOnce, None) if events == 0 => moved.then_some(committed_at + PROGRESS_INTERVAL),
@@ -646,7 +660,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let end = self.reach();
         let commits = &self.pipe.commits;
         let partial = match &self.sending {
-            Some(sending) if open == 0 && sending.splits && !sending.held => {
+            Some(sending) if open == 0 && sending.splits == Some(true) && !sending.held => {
                 if self.uncommitted.events < commits.transaction_events_max || !sending.cuts {
                     return Ok(());
                 }

@@ -218,6 +218,7 @@ struct World {
     gated: HashSet<u32>,
     /// By instance: what is left on its disk.
     disks: [Disk; INSTANCES],
+    config: Rc<Config>,
     /// Partitions of the topic, as who reads what is committed sees them.
     topic: [Vec<Told>; PARTITIONS],
     /// Everything that is in the topic to be seen, and the last resume it was published after.
@@ -255,6 +256,7 @@ impl World {
         let (standby, fails_over) = (rng.bool(), rng.bool());
         let mapped = rng.bool().then(|| rng.fork());
         let held = delivery == Delivery::ExactlyOnce && mapped.is_some() && rng.bool();
+        let config = Rc::new(config(mapped.is_some(), held));
         let origin = Origin { system_identifier: "7".into(), timeline: 1, slot: "offshoot_sim".into() };
         Self {
             rng,
@@ -278,6 +280,7 @@ impl World {
             open_kept: Vec::new(),
             gated: HashSet::new(),
             disks: Default::default(),
+            config,
             topic: Default::default(),
             durable: HashMap::new(),
             open: Default::default(),
@@ -1130,7 +1133,7 @@ impl SimSink {
     fn enqueue(&mut self, batch: &RecordBatch) {
         for record in &batch.records {
             let acknowledgement =
-                Acknowledgement { ticket: record.ticket, records: 1, bytes: batch.len_of(record) as u64 };
+                Acknowledgement { ticket: record.ticket, records: 1, bytes: batch.weight_of(record) as u64 };
             if batch.topic(record).name == KEPT_TOPIC {
                 let bytes = |range: &Range<usize>| batch.bytes[range.clone()].to_vec();
                 let key = bytes(record.key.as_ref().expect("each has a key"));
@@ -1326,8 +1329,11 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
             () = sleep_until(stop_at) => return Attempt { result: Ok(()), progressed: false },
             wire = SimWire::connect(world, instance) => wire,
         };
-        let (mapped, held) = (world.borrow().mapped.is_some(), world.borrow().held);
-        let (found, budget, memory_max) = {
+        let (mapped, held, config) = {
+            let w = world.borrow();
+            (w.mapped.is_some(), w.held, w.config.clone())
+        };
+        let (found, is_small, budget, memory_max) = {
             let mut w = world.borrow_mut();
             let slot = "offshoot_sim".into();
             let found = Found {
@@ -1338,15 +1344,16 @@ async fn live(world: &Shared, instance: usize, metrics: &Metrics) {
                 fingerprint: String::new(),
             };
             let memory_max = if w.rng.u8(..10) == 0 { 200 } else { 1 << 16 };
-            (found, w.rng.u64(100..20_000), memory_max)
+            (found, w.rng.u8(..3) == 0, w.rng.u64(500..80_000), memory_max)
         };
         let (confirmed, timeline) = (found.confirmed, found.origin.timeline);
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 1 << 20 };
-        let config = config(mapped, held);
         let mut outlets = Outlets::new(&config, "sim").expect("the template is the default");
         if mapped {
             let rules = Rules::compile(&config, &aggregates::catalog(held)).expect("rules that hold together");
-            outlets = outlets.with_events(&config, rules, spill.clone());
+            // A file for a transaction costs as much as many lives.
+            let memory_max = if is_small { spill.memory_max } else { 1 << 16 };
+            outlets = outlets.with_events(&config, rules, Spill { memory_max, ..spill.clone() });
         }
         if held {
             let mut w = world.borrow_mut();
@@ -1640,7 +1647,6 @@ fn each_planted_bug_is_found() {
         PartialOneTooFew,
         PartialOneTooMany,
         EpochNotRaised,
-        EpochOfToday,
         PublishedIsUnseen,
         EventsCountAnew,
         FencesBeforeTheSlot,

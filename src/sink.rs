@@ -11,6 +11,12 @@ pub struct Ticket(pub u64);
 /// The header of a record whose transaction is spread over several Kafka transactions, so that it may be seen in part.
 pub const SPLIT: &str = "offshoot-split";
 
+/// What librdkafka keeps of a record in flight beside its bytes: a message of 232 bytes, a list of headers of 64, and what the
+/// allocator adds to these; small records must not escape the budget.
+pub const RECORD_OVERHEAD: usize = 336;
+/// What it keeps of each header beside its name and its value: 42 bytes, a place in the list, and what the allocator adds.
+pub const HEADER_OVERHEAD: usize = 66;
+
 /// Records on their way to the sink, their bytes in one buffer, in the order in which they are to be sent.
 #[derive(Debug, Default)]
 pub struct RecordBatch {
@@ -131,11 +137,16 @@ impl RecordBatch {
         &self.topics[record.topic]
     }
 
-    /// What a record takes of the budget for records in flight: key, payload and header values.
+    /// Bytes of a record: key, payload, and names and values of its headers.
     pub fn len_of(&self, record: &Record) -> usize {
         let len = |range: &Option<Range<usize>>| range.as_ref().map_or(0, |r| r.len());
-        let headers: usize = self.headers[record.headers.clone()].iter().map(|header| len(&header.value)).sum();
-        len(&record.key) + len(&record.payload) + headers
+        let headers = self.headers[record.headers.clone()].iter().map(|header| header.name.len() + len(&header.value));
+        len(&record.key) + len(&record.payload) + headers.sum::<usize>()
+    }
+
+    /// What a record takes of the budget for records in flight: its bytes, and what is kept beside them.
+    pub fn weight_of(&self, record: &Record) -> usize {
+        self.len_of(record) + RECORD_OVERHEAD + record.headers.len() * HEADER_OVERHEAD
     }
 
     /// How much is in it, to go back there.
@@ -180,7 +191,7 @@ pub struct Acknowledgement {
     pub ticket: Ticket,
     /// How many.
     pub records: u64,
-    /// What they took of the budget, as `RecordBatch::len_of` counts.
+    /// What they took of the budget, as `RecordBatch::weight_of` counts.
     pub bytes: u64,
 }
 

@@ -212,7 +212,7 @@ pub struct Seams {
     pub repeated_transactions: Counter,
     /// Starts after the first.
     pub restarts: Counter,
-    /// Bytes sent and not acknowledged.
+    /// What records sent and not acknowledged take of memory.
     pub in_flight_bytes: Gauge<u64, AtomicU64>,
     /// Transactions sent and not acknowledged.
     pub in_flight_transactions: Gauge<u64, AtomicU64>,
@@ -368,7 +368,11 @@ impl Metrics {
             ),
             restarts: of.plain("restarts", "Times the stream was started again after an error"),
             errors: of.family("errors", "Errors that ended the stream, by kind"),
-            in_flight_bytes: of.unit("in_flight", "Bytes sent to Kafka and not acknowledged", Unit::Bytes),
+            in_flight_bytes: of.unit(
+                "in_flight",
+                "What records sent to Kafka and not acknowledged take of memory, with what its producer keeps beside them",
+                Unit::Bytes,
+            ),
             in_flight_transactions: of
                 .plain("in_flight_transactions", "Transactions sent to Kafka and not acknowledged"),
             confirmed_lsn: of.plain("confirmed_lsn", "Log position that Postgres was told it may forget, in bytes"),
@@ -648,6 +652,11 @@ mod tests {
             "offshoot_since_last_commit_seconds",
             "offshoot_restarts_total",
             "offshoot_spilled_transactions_total",
+            "offshoot_net_rows_total",
+            "offshoot_net_no_op_rows_total",
+            "offshoot_net_unmapped_rows_total",
+            "offshoot_netted_on_disk_transactions_total",
+            "offshoot_netting_file_bytes",
             "offshoot_up",
             "offshoot_state",
             "offshoot_build_info",

@@ -171,12 +171,18 @@ async fn connect<'a>(
     admissions: &Admissions,
 ) -> Result<(Connected<'a>, Watch), Error> {
     let misfit = |why: String| SourceError::Config(why.into());
+    let compiled = Cell::new(None);
     let start = Start {
         warned,
         admissions: &admissions.source,
         waiting: &|| metrics.set_state(State::WaitingForSlot),
         // Those that are there now; a table that comes later is looked at when it comes.
-        accept: &|tables, catalog| accept(config, tables, admissions.catalog.get().or(catalog)),
+        accept: &|tables, catalog| {
+            accept(config, tables, None)?;
+            let catalog = admissions.catalog.get().or(catalog);
+            compiled.set(catalog.map(|catalog| rules(config, catalog)).transpose()?);
+            Ok(())
+        },
         permit: &|slot, server| Box::pin(permit(config, &admissions.sink, slot, server)),
     };
     let (session, prepared) = postgres::connect(config, &start).await?;
@@ -198,8 +204,10 @@ async fn connect<'a>(
     let patterns = patterns(config, prepared.catalog.as_ref()).map_err(misfit)?;
     let mut outlets = outlets(config, &prepared.database).map_err(misfit)?;
     if let Some(catalog) = prepared.catalog {
-        let catalog = admissions.catalog.get_or_init(|| catalog);
-        outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
+        admissions.catalog.get_or_init(|| catalog);
+    }
+    if let Some(rules) = compiled.take() {
+        outlets = outlets.with_events(config, rules, spill.clone());
     }
     if !outlets.held().is_empty() {
         let cache = config.limits.replica_cache.as_u64() as usize;

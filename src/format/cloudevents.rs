@@ -103,9 +103,11 @@ impl Encoder {
                 if event.data.is_some() {
                     header(out, CONTENT_TYPE, JSON);
                 }
-                for (name, value) in &self.attributes.list {
-                    header(out, name.clone(), &self.attributes.bytes[value.clone()]);
-                }
+                let start = appended(out, &self.attributes.bytes).start;
+                let headers = self.attributes.list.iter();
+                let headers =
+                    headers.map(|(name, value)| Header::new(name.clone(), start + value.start..start + value.end));
+                out.headers.extend(headers);
             }
         }
         let headers = first..out.headers.len();
@@ -139,8 +141,8 @@ impl Encoder {
         });
         attributes.push(TIME, |out| out.extend_from_slice(stamped.time.as_bytes()));
         attributes.push(SEQUENCE, |out| {
-            // Writing to a Vec cannot fail.
-            let _ = write!(out, "{}{:010}", stamped.sequence, event.index);
+            out.extend_from_slice(stamped.sequence.as_bytes());
+            write_index(event.index, out);
         });
         if let Some(key) = event.previous_key {
             attributes.push(PREVIOUS_KEY, |out| out.extend_from_slice(key));
@@ -171,11 +173,26 @@ impl Stamped {
     /// `<epoch>-<commit LSN>-<Event>.v<N>-<row>`; of a tombstone `.gone` follows the version, since the event of a row whose key has
     /// changed and the tombstone of its old key may share the rest.
     fn write_id(&self, rule: &EventRule, row: &[u8], is_tombstone: bool, out: &mut Vec<u8>) {
-        let gone = if is_tombstone { ".gone" } else { "" };
+        for part in [self.id.as_str(), rule.name.as_str(), ".v"] {
+            out.extend_from_slice(part.as_bytes());
+        }
         // Writing to a Vec cannot fail.
-        let _ = write!(out, "{}{}.v{}{gone}-", self.id, rule.name, rule.version);
+        let _ = write!(out, "{}", rule.version);
+        out.extend_from_slice(if is_tombstone { b".gone-" } else { b"-" });
         out.extend_from_slice(row);
     }
+}
+
+/// At least ten digits, so that sequences compare as texts. By hand, since each event has one.
+fn write_index(mut index: u64, out: &mut Vec<u8>) {
+    let mut digits = [b'0'; 20];
+    let mut at = digits.len();
+    while index > 0 {
+        at -= 1;
+        digits[at] = b'0' + (index % 10) as u8;
+        index /= 10;
+    }
+    out.extend_from_slice(&digits[at.min(digits.len() - 10)..]);
 }
 
 impl Attributes {

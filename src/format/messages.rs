@@ -62,6 +62,11 @@ impl Encoder {
         Ok(Self { rules: config.iter().map(rule).collect::<Result<_, _>>()? })
     }
 
+    /// Whether no message leaves.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
     /// Whether messages with this prefix leave.
     pub fn takes(&self, prefix: &str) -> bool {
         self.rule(prefix).is_some()

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -22,7 +22,7 @@ use rdkafka::{
     client::ClientContext,
     config::{ClientConfig, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
-    message::{Header, Headers, Message, OwnedHeaders},
+    message::{Header, Message, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig},
 };
 use tokio::sync::{Notify, oneshot};
@@ -40,11 +40,9 @@ use crate::{
         transaction::{self, TransactionError},
     },
     progress::Progress,
-    sink::{Acknowledgement, Kept, News, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
+    sink::{Acknowledgement, Kept, News, RECORD_OVERHEAD, Record, RecordBatch, Sink, SinkError, Ticket, Topic},
 };
 
-/// What librdkafka keeps of a record beside its bytes, roughly; small records must not escape the budget.
-const RECORD_OVERHEAD: usize = 256;
 /// Batches kept for the next `batch()`. The loop fills one while the thread empties another; the rest is slack.
 const SPARE_BATCHES: usize = 4;
 /// What one kept batch may hold on to after a large record.
@@ -69,10 +67,10 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 const TRANSACTION_STEP: Duration = Duration::from_millis(500);
 /// How long the end of a session waits for its open transaction to be given up, so that readers need not wait for that.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
-/// In place of a ticket: the progress record.
+/// In place of an `opaque`: the progress record.
 const PROGRESS: usize = usize::MAX;
-/// Beside the ticket of a record of the replica's topic. There are not so many tickets.
-const OF_REPLICA: usize = 1 << (usize::BITS - 1);
+/// Beside the weight of a record of the replica's topic, in an `opaque`: no record weighs so much.
+const OF_REPLICA: usize = 1 << 31;
 /// The replica's topic has one partition; other records go where their keys say.
 const REPLICA_PARTITION: i32 = 0;
 /// Bytes of a refused record's key that are kept to name it.
@@ -104,6 +102,8 @@ struct Shared {
     /// Wakes the thread.
     wake: Wake,
     stop: AtomicBool,
+    /// The ticket of the last record that librdkafka was given.
+    newest: AtomicU64,
     outcome: Mutex<Outcome>,
     /// Wakes the loop.
     news: Notify,
@@ -201,6 +201,7 @@ impl KafkaSink {
         let shared = Arc::new(Shared {
             wake: Wake::new().map_err(start)?,
             stop: AtomicBool::new(false),
+            newest: AtomicU64::new(0),
             outcome: Mutex::default(),
             news: Notify::new(),
             spare: Mutex::default(),
@@ -441,27 +442,27 @@ impl ClientContext for Context {
 }
 
 impl ProducerContext for Context {
-    /// The ticket: it costs no allocation.
+    /// It costs no allocation.
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
-        let message = match result {
-            Ok(message) | Err((_, message)) => message,
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let of_progress = opaque == PROGRESS;
+        let (ticket, weight) = match result {
+            Ok(message) | Err((_, message)) if of_progress => {
+                (Ticket(PROGRESS as u64), message.key_len() + message.payload_len() + RECORD_OVERHEAD)
+            }
+            _ => of_opaque(opaque, self.shared.newest.load(Ordering::Relaxed)),
         };
-        let headers = message.headers().map_or(0, |h| h.iter().map(|h| h.value.map_or(0, <[u8]>::len)).sum::<usize>());
-        let bytes = message.key_len() + message.payload_len() + headers;
         let mut outcome = lock(&self.shared.outcome);
-        outcome.returned += bytes + RECORD_OVERHEAD;
-        let of_progress = ticket == PROGRESS;
-        let of_replica = !of_progress && ticket & OF_REPLICA != 0;
-        let ticket = Ticket((if of_replica { ticket & !OF_REPLICA } else { ticket }) as u64);
+        outcome.returned += weight;
+        let of_replica = !of_progress && opaque & OF_REPLICA != 0;
         match result {
             Ok(_) if of_progress => outcome.progress_is_written(self.transactional),
-            Ok(_) => {
+            Ok(message) => {
                 if of_replica {
                     outcome.kept = outcome.kept.max(Some(message.offset() + 1));
                 }
-                outcome.acknowledge(ticket, bytes as u64);
+                outcome.acknowledge(ticket, weight as u64);
             }
             Err((error, message)) => outcome.fail(Failure {
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
@@ -613,15 +614,16 @@ impl Worker {
             return Ok(Some(Turn::Wait));
         }
         while let Some(record) = batch.records.get(*sent) {
-            let bytes = batch.len_of(record) + RECORD_OVERHEAD;
+            let weight = batch.weight_of(record);
             // A record larger than the whole budget goes alone.
-            if self.buffered > 0 && self.buffered + bytes > self.buffer_bytes {
+            if self.buffered > 0 && self.buffered + weight > self.buffer_bytes {
                 return Ok(Some(Turn::Wait));
             }
             if *turn == RECORDS_PER_TURN {
                 return Ok(Some(Turn::More));
             }
-            match produce(&self.producer, batch, record, &self.kept_topic) {
+            self.shared.newest.fetch_max(record.ticket.0, Ordering::Relaxed);
+            match produce(&self.producer, batch, record, weight, &self.kept_topic) {
                 Ok(()) => {}
                 Err(RDKafkaErrorCode::QueueFull) => return Ok(Some(Turn::Wait)),
                 Err(code) => {
@@ -637,7 +639,7 @@ impl Worker {
                     return Err(self.cause(failure));
                 }
             }
-            self.buffered += bytes;
+            self.buffered += weight;
             *sent += 1;
             *turn += 1;
         }
@@ -907,14 +909,28 @@ fn topics_ready(
     ready
 }
 
+/// What librdkafka hands back with a record: the lower half of its ticket, and what it takes of the budget, so that a delivery need not
+/// count that again. librdkafka takes no record of 1 GB.
+fn opaque(ticket: Ticket, weight: usize) -> usize {
+    (ticket.0 as u32 as usize) << 32 | weight.min(OF_REPLICA - 1)
+}
+
+/// Ticket and weight; no more than the lower half of tickets is in flight at once.
+fn of_opaque(opaque: usize, newest: u64) -> (Ticket, usize) {
+    let age = (newest as u32).wrapping_sub((opaque >> 32) as u32);
+    (Ticket(newest - u64::from(age)), opaque & (OF_REPLICA - 1))
+}
+
 fn produce(
     producer: &BaseProducer<Context>,
     batch: &RecordBatch,
     record: &Record,
+    weight: usize,
     kept: &Arc<Topic>,
 ) -> Result<(), RDKafkaErrorCode> {
     let topic = batch.topic(record);
-    let mut out: BaseRecord<'_, [u8], [u8], usize> = BaseRecord::with_opaque_to(&topic.name, record.ticket.0 as usize);
+    let mut out: BaseRecord<'_, [u8], [u8], usize> =
+        BaseRecord::with_opaque_to(&topic.name, opaque(record.ticket, weight));
     if Arc::ptr_eq(topic, kept) {
         out.delivery_opaque |= OF_REPLICA;
         out.partition = Some(REPLICA_PARTITION);
@@ -1228,7 +1244,7 @@ mod tests {
                 }
                 let record = batch.records.last().unwrap();
                 let sum = expected.entry(ticket).or_insert((0, 0));
-                *sum = (sum.0 + 1, sum.1 + batch.len_of(record) as u64);
+                *sum = (sum.0 + 1, sum.1 + batch.weight_of(record) as u64);
             }
             sink.send(batch).unwrap();
         }

@@ -892,10 +892,9 @@ impl<'a> Resolver<'a> {
             if let Some(because) = &mut event.because {
                 because.via = root[&because.via];
             }
-            event.condition = event.condition.take().map(|condition| {
-                let place = |name: &str| of[aggregate.root].column(name).and_then(|column| root.get(&column).copied());
-                Condition::compile(&condition.text, &place).expect("it was compiled before, with the same columns")
-            });
+            if let Some(condition) = &mut event.condition {
+                condition.old.iter_mut().chain(&mut condition.new).for_each(|column| *column = root[column]);
+            }
             replace(&mut event.data, root, &places, aggregate);
         }
         let rules =

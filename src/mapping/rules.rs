@@ -162,6 +162,17 @@ pub enum Trigger {
     All(Vec<Test>),
 }
 
+impl Trigger {
+    /// Whether it may hold for what has happened to children of a collection alone.
+    pub fn looks_at(&self, collection: usize) -> bool {
+        match self {
+            Trigger::Created | Trigger::Deleted => false,
+            Trigger::Any => true,
+            Trigger::All(tests) => tests.iter().any(|test| matches!(test, Test::Children(of, _) if *of == collection)),
+        }
+    }
+}
+
 /// What one key of a `when` map asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Test {

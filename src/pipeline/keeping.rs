@@ -412,7 +412,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.pipe.outlets.begin_backfill(&commit, epoch, events);
         let ticket = self.pipe.ledger.open(commit);
         self.sending =
-            Some(Sending { published, splits: true, flushed: published > 0, ..Sending::of(transaction, ticket) });
+            Some(Sending { published, splits: Some(true), flushed: published > 0, ..Sending::of(transaction, ticket) });
         self.encode()
     }
 

@@ -63,6 +63,84 @@ fn a_transaction_of_2_000_000_rows_is_delivered_from_64_mib() {
     assert!(peak < RESIDENT_BYTES_MAX, "{peak} bytes were resident");
 }
 
+/// Rows of a transaction of bookings; `OFFSHOOT_TEST_EVENT_ROWS=2000000` for as many as `changes` has.
+const EVENT_ROWS: usize = 500_000;
+
+#[test]
+fn a_transaction_of_bookings_is_netted_on_disk_and_told_from_64_mib() {
+    let rows = std::env::var("OFFSHOOT_TEST_EVENT_ROWS").map_or(EVENT_ROWS, |rows| rows.parse().expect("a number"));
+    let bookings = rows / 4;
+    let db = postgres::shared(V17).create_database();
+    let kafka = kafka::shared();
+    db.execute(
+        "CREATE TABLE booking (id bigint PRIMARY KEY, email text NOT NULL, booked_at timestamptz NOT NULL);
+         CREATE TABLE ticket (id bigint PRIMARY KEY, booking_id bigint NOT NULL, section text, row int, number int, price numeric(8,2))",
+    );
+    let name = db.name.clone();
+    let text = program::config(&name, &db.url, kafka.address(), &[]);
+    let (ends, _) = text.split_once("changes:").expect("it has changes");
+    let events = format!(
+        "aggregates: {{ Booking: {{ root: booking, topic: {name}.booking, children: {{ tickets: ticket.booking_id }} }} }}
+events:
+  BookingCreated:
+    of: Booking
+    when: created
+    data: {{ bookingId: id, email: email, tickets: {{ each: tickets, data: {{ ticketId: id, section: section, price: price }} }} }}
+"
+    );
+    db.execute("ALTER TABLE ticket ADD FOREIGN KEY (booking_id) REFERENCES booking");
+    let config = format!("{ends}{events}");
+    let mut offshoot = Offshoot::run(Path::new(env!("CARGO_BIN_EXE_offshoot")), &config);
+    offshoot.wait_ready(program::START_MAX);
+
+    let began = Instant::now();
+    // Foreign keys are looked up row by row, which would be most of the test; these rows hold them all the same.
+    db.execute(&format!(
+        "BEGIN; SET LOCAL session_replication_role = replica;
+         INSERT INTO ticket SELECT i, i / 3, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5 FROM generate_series(0, {bookings} * 3 - 1) i;
+         INSERT INTO booking SELECT i, 'somebody' || i || '@acme.example', now() FROM generate_series(0, {bookings} - 1) i;
+         COMMIT"
+    ));
+    let committed = began.elapsed();
+    offshoot.wait("its rows to be put together in a file", DEADLINE, |offshoot| {
+        offshoot.metric("offshoot_netting_file_bytes").filter(|bytes| *bytes > 0.0)
+    });
+    assert_eq!(fs::read_dir(&offshoot.config().data_dir).unwrap().count(), 0, "the file has a name");
+    let told = "offshoot_events_total{event=\"BookingCreated.v1\"}";
+    offshoot.wait("all events to be acknowledged", DEADLINE, |offshoot| {
+        (offshoot.metric("offshoot_records_acknowledged_total")? as usize == bookings).then_some(())
+    });
+    let delivered = began.elapsed();
+    offshoot.wait("the files to go", DEADLINE, |offshoot| spill_file_of(offshoot).is_none().then_some(()));
+    for (metric, value) in [
+        (told, bookings),
+        ("offshoot_net_rows_total", bookings * 4),
+        ("offshoot_net_unmapped_rows_total", 0),
+        ("offshoot_netted_on_disk_transactions_total", 1),
+        ("offshoot_netting_file_bytes", 0),
+    ] {
+        assert_eq!(offshoot.metric(metric), Some(value as f64), "{metric}");
+    }
+    let (peak, cpu) = (offshoot.peak_memory().expect("it runs"), offshoot.process().cpu_time().expect("it runs"));
+    println!(
+        "{bookings} events of 4 rows each in one transaction: committed after {committed:.1?}, delivered after {delivered:.1?}, \
+         peak {:.1} MiB, processor {cpu:.1?}",
+        peak as f64 / (1 << 20) as f64,
+    );
+    assert!(offshoot.terminate(program::START_MAX).success());
+
+    let topic = format!("{name}.booking");
+    kafka.reader(&[topic.as_str()], DEADLINE).read_to_end(DEADLINE, |record| {
+        // Fewer events than `limits.transaction_events`, although there may be more rows.
+        assert!(!record.headers.iter().any(|(name, _)| name == "offshoot-split"), "{:?}", record.headers);
+        let data = record.value.as_ref().expect("it has data");
+        assert_eq!(data.windows(10).filter(|bytes| bytes == b"\"ticketId\"").count(), 3);
+    });
+    each_once(&topic, bookings);
+    println!("read after {:.1?}", began.elapsed());
+    assert!(peak < RESIDENT_BYTES_MAX, "{peak} bytes were resident");
+}
+
 #[test]
 fn transactions_of_500_sessions_at_once_are_delivered_from_64_mib() {
     const SESSIONS: usize = 500;

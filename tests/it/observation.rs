@@ -343,7 +343,13 @@ fn dashboard_queries() -> Vec<String> {
 fn every_number_is_in_the_manual_and_every_query_finds_its_numbers() {
     let db = database();
     let at = SocketAddr::from(([127, 0, 0, 1], servers::free_port()));
-    let pipe = Pipe { rest: format!("admin: {{ token: {TOKEN}, listen: \"{at}\" }}"), ..Pipe::of(&db) };
+    let events = format!(
+        "aggregates: {{ Thing: {{ root: t, topic: {}.thing }} }}
+events: {{ Added: {{ of: Thing, when: created, data: {{ id: id }} }} }}",
+        db.name
+    );
+    let rest = format!("admin: {{ token: {TOKEN}, listen: \"{at}\" }}\n{events}");
+    let pipe = Pipe { rest, ..Pipe::of(&db) };
     let mut offshoot = pipe.ready();
     let server = Server::start(at);
     let authorization = format!("Authorization: Bearer {TOKEN}\r\n");
@@ -390,6 +396,20 @@ fn every_number_is_in_the_manual_and_every_query_finds_its_numbers() {
         (wanted.is_empty() || id > 600).then_some(())
     });
     assert!(wanted.is_empty(), "{:#?}", wanted.iter().map(|query| server.tells(query)).collect::<Vec<_>>());
+    // Of each new row an event tells; of its end none does, and no event has its note.
+    db.execute("UPDATE t SET note = 'y' WHERE id = 1");
+    db.execute("DELETE FROM t WHERE id = 1");
+    let id = f64::from(id);
+    offshoot.wait("all rows", DEADLINE, |o| (o.metric("offshoot_net_rows_total")? == id + 2.0).then_some(()));
+    for (metric, count) in [
+        ("offshoot_events_total{event=\"Added.v1\"}", id),
+        ("offshoot_outlet_records_total{outlet=\"events\"}", id),
+        ("offshoot_net_unmapped_rows_total", 1.0),
+        ("offshoot_net_no_op_rows_total", 1.0),
+        ("offshoot_netted_on_disk_transactions_total", 0.0),
+    ] {
+        assert_eq!(offshoot.metric(metric), Some(count), "{metric}");
+    }
     // Each transaction is measured, and nothing is wrong with a pipeline that runs.
     let count = server.query("offshoot_delivery_seconds_count").unwrap();
     assert!(count[0]["value"][1].as_str().unwrap().parse::<f64>().unwrap() >= 2.0, "{count:?}");
