@@ -353,7 +353,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
 
     /// The last record of the batch is of the replica's topic.
     fn kept_one(&mut self, ticket: Ticket) -> Result<(), Error> {
-        let bytes = self.batch.len_of(self.batch.records.last().expect("it was just written"));
+        let bytes = self.batch.weight_of(self.batch.records.last().expect("it was just written"));
         self.pipe.ledger.sent(ticket, 1, bytes as u64);
         self.uncommitted.events += 1;
         self.keeping.put();
