@@ -217,7 +217,8 @@ impl Projection {
         }
         let identity = shape.columns.iter().filter(|column| column.identity).count();
         let covered = columns[..table.key_len].iter().filter(|(_, identity)| *identity).count();
-        // Where the log has no flags of the key, the catalog's word is taken; of a table that is gone it has none.
+        // Where the log has no flags of the key, the catalog's word is taken, which may be that of a moment later; of a table that is gone
+        // it has none.
         let is_another = match shape.identity {
             Identity::Default => (covered, identity) != (table.key_len, table.key_len),
             Identity::Full if !shape.key.is_empty() => {

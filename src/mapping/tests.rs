@@ -1458,7 +1458,7 @@ fn a_mapped_column_that_is_gone_or_another_stops_when_a_row_comes() {
         }
     };
     for (shape, words) in [
-        (retyped, "column a, which the model needs, is of type text and was int4"),
+        (retyped, "column a, which the model needs, is of type text and was integer"),
         (dropped, "it has no column a, which the model needs"),
     ] {
         world.schemas[0].shape = Arc::new(shape);

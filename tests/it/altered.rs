@@ -144,7 +144,7 @@ fn a_mapped_column_that_changes_stops_the_run_and_a_new_mapping_goes_on() {
         &[r#"1 {"orderId":1,"email":"vAlUe-1","total":"1.00"}"#],
         &["read a row of public.orders at ", "it has no column email, which Placed.email needs", "dropped or renamed"],
     );
-    walk.pipe.checks(2, &["`public.orders` has no column `email`; did you mean `mail`?"]);
+    walk.pipe.checks(2, &["`public.orders` has no column `email`", "did you mean `mail`?"]);
     walk.remap("email: email", "email: mail");
     walk.goes_on(&[r#"2 {"orderId":2,"email":"vAlUe-2","total":"2.00"}"#]);
 
@@ -181,19 +181,21 @@ fn a_mapped_column_that_changes_stops_the_run_and_a_new_mapping_goes_on() {
     for identity in ["DEFAULT", "FULL"] {
         let (key, other) = if identity == "DEFAULT" { ("id", "code") } else { ("code", "id") };
         walk.db.execute(&format!("ALTER TABLE orders REPLICA IDENTITY {identity}"));
-        let offshoot = walk.pipe.ready();
+        let mut offshoot = walk.pipe.ready();
         let n = if identity == "DEFAULT" { 8 } else { 10 };
         let line = |n: i32, key: &str| {
             format!(r#"{} {{"orderId":{n},"total":"{n}.0000"}}"#, if key == "id" { n } else { n + 10 })
         };
         walk.db.execute(&format!("INSERT INTO orders VALUES ({n}, {}, {n})", n + 10));
+        // Under FULL the key is asked of the catalog, and an answer that comes after the ALTER would have stopped it here already.
+        walk.tells(&mut offshoot, &[&line(n, key)]);
         let before = walk.end();
         walk.db.execute(&format!("ALTER TABLE orders DROP CONSTRAINT orders_pkey, ADD PRIMARY KEY ({other})"));
         walk.db.execute(&format!("INSERT INTO orders VALUES ({}, {}, {})", n + 1, n + 11, n + 1));
         walk.stops_at(
             offshoot,
             &before,
-            &[&line(n, key)],
+            &[],
             &[&format!("its primary key is not ({key}), which named its rows at the start of this run")],
         );
         walk.goes_on(&[&line(n + 1, other)]);

@@ -465,10 +465,7 @@ fn fails_as_debezium(variant: &str, options: &str) {
         Offshoot::run(Path::new(env!("CARGO_BIN_EXE_offshoot")), &replay.outbox_config(&format!("{OUTBOX}{options}")));
     offshoot.wait_ready(START_MAX);
     replay.run(&scenario.stream, |_, _| {});
-    let status = offshoot.exit(DEADLINE);
-    let log = offshoot.log().join("\n");
-    assert_eq!(status.code(), Some(7), "{log}");
-    assert!(log.contains("no name that Kafka takes") && log.contains("offshoot skip --lsn"), "{log}");
+    crate::pipe::ends(offshoot, 7, &["no name that Kafka takes", "offshoot skip --lsn"]);
     let debezium = golden::load(&fixtures().join(golden::records_file("33_outbox_fails", Some(variant)))).unwrap();
     let ours = replay.records();
     judge(&full_name("33_outbox_fails", Some(variant)), &ours, &debezium, &golden::compare(&ours, &debezium));

@@ -245,7 +245,7 @@ events:
   A:
     of: Order
     when: created
-    if: new.status > 1 # ! `if`
+    if: new.status == 'placed'
     data: { id: id }
   B:
     of: Order
