@@ -108,9 +108,9 @@ pub struct Figures {
     pub rows: Vec<u64>,
     /// Bytes of the file.
     pub bytes: u64,
-    /// Rows that were asked for by their key and are there, since it was opened.
+    /// Rows that were asked for by their key and are there, since the figures were last taken.
     pub hits: u64,
-    /// Rows that were asked for by their key and are not there.
+    /// Rows that were asked for by their key and are not there, since the figures were last taken.
     pub misses: u64,
 }
 
@@ -294,8 +294,8 @@ impl Replica {
                 Medium::File(file) => fs::metadata(file).map_or(0, |metadata| metadata.len()),
                 _ => 0,
             },
-            hits: self.hits.load(Ordering::Relaxed),
-            misses: self.misses.load(Ordering::Relaxed),
+            hits: self.hits.swap(0, Ordering::Relaxed),
+            misses: self.misses.swap(0, Ordering::Relaxed),
         }
     }
 

@@ -171,6 +171,11 @@ struct LimitLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TableLabel {
+    table: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabel {
     kind: &'static str,
 }
@@ -230,6 +235,17 @@ pub struct Seams {
     pub slot_retained_bytes: Gauge<u64, AtomicU64>,
     /// From a transaction's commit to its acknowledgement, by the clocks of two machines.
     pub delivery_seconds: Histogram,
+    /// The replica's local file.
+    pub replica_bytes: Gauge<u64, AtomicU64>,
+    /// Rows that were asked of the replica by their key, and are there.
+    pub replica_hits: Counter,
+    /// Rows that were asked of the replica by their key, and are not there.
+    pub replica_misses: Counter,
+    replica_rows: Family<TableLabel, Gauge<u64, AtomicU64>>,
+    replica_loaded: Family<TableLabel, Gauge<u64, AtomicU64>>,
+    replica_expected: Family<TableLabel, Gauge<u64, AtomicU64>>,
+    replica_kept: Gauge<f64, AtomicU64>,
+    replica_age: Gauge<f64, AtomicU64>,
     /// `limits.slot_wal_warn` and `limits.slot_wal_stop`.
     slot_limits: Family<LimitLabel, Gauge<u64, AtomicU64>>,
 
@@ -395,6 +411,22 @@ impl Metrics {
                 Unit::Seconds,
                 &DELIVERY_BUCKETS,
             ),
+            replica_rows: of.family("replica_rows", "Rows that the replica holds, by table"),
+            replica_bytes: of.unit("replica", "The replica's local file, which is a cache of its topic", Unit::Bytes),
+            replica_hits: of.plain("replica_hits", "Rows that were asked of the replica by their key, and are there"),
+            replica_misses: of
+                .plain("replica_misses", "Rows that were asked of the replica by their key, and are not there"),
+            replica_loaded: of.family("replica_loaded_rows", "Rows that the load of a table has read so far"),
+            replica_expected: of.family(
+                "replica_load_expected_rows",
+                "Rows that the load of a table is expected to read, as Postgres estimates them",
+            ),
+            replica_kept: Gauge::default(),
+            replica_age: of.unit(
+                "replica_age",
+                "Time since the replica's local file was last brought up to date; NaN before, and where there is none",
+                Unit::Seconds,
+            ),
             spill_bytes: of.unit("spill", "Spill files of transactions too large for memory", Unit::Bytes),
             info: of.family("pipeline_info", "Which pipeline it is; always 1"),
             names: OnceLock::new(),
@@ -424,6 +456,7 @@ impl Metrics {
             registry,
         }));
         metrics.last_commit.set(f64::NAN);
+        metrics.replica_kept.set(f64::NAN);
         for kind in ERROR_KINDS {
             drop(metrics.errors.get_or_create(&ErrorLabel { kind }));
         }
@@ -524,6 +557,23 @@ impl Metrics {
         self.last_commit.set(time as f64 / 1e6);
     }
 
+    /// The replica holds so many rows of a table.
+    pub fn replica_rows(&self, table: &str, rows: u64) {
+        self.replica_rows.get_or_create(&TableLabel { table: table.into() }).set(rows);
+    }
+
+    /// The load of a table has read so many rows, of so many that it is expected to read.
+    pub fn replica_loaded(&self, table: &str, rows: u64, expected: u64) {
+        let table = TableLabel { table: table.into() };
+        self.replica_loaded.get_or_create(&table).set(rows);
+        self.replica_expected.get_or_create(&table).set(expected);
+    }
+
+    /// The replica's local file was up to date then.
+    pub fn replica_kept(&self, time: Micros) {
+        self.replica_kept.set(time as f64 / 1e6);
+    }
+
     /// Something of this kind, one of `ERROR_KINDS`, ended the stream.
     pub fn error(&self, kind: &'static str) {
         debug_assert!(ERROR_KINDS.contains(&kind));
@@ -539,12 +589,10 @@ impl Metrics {
     pub fn render(&self, form: PageForm) -> String {
         self.spill_bytes.set(transaction::spilled_bytes());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        // Clocks of two machines: never negative.
-        self.since_last_commit.set(if self.last_commit.get().is_nan() {
-            f64::NAN
-        } else {
-            (now - self.last_commit.get()).max(0.0)
-        });
+        // Clocks of two machines: never negative. NaN stays NaN.
+        let since = |time: f64| if time.is_nan() { time } else { (now - time).max(0.0) };
+        self.since_last_commit.set(since(self.last_commit.get()));
+        self.replica_age.set(since(self.replica_kept.get()));
         let mut page = String::new();
         text::encode(&mut page, &self.registry).expect("writing to a String cannot fail");
         match form {
@@ -661,6 +709,10 @@ mod tests {
             "offshoot_state",
             "offshoot_build_info",
             "offshoot_spill_bytes",
+            "offshoot_replica_bytes",
+            "offshoot_replica_hits_total",
+            "offshoot_replica_misses_total",
+            "offshoot_replica_age_seconds",
             "offshoot_delivery_seconds_bucket",
             "offshoot_delivery_seconds_count",
             "process_resident_memory_bytes",
@@ -696,6 +748,25 @@ mod tests {
         let age: f64 = line(&page, "offshoot_since_last_commit_seconds").rsplit(' ').next().unwrap().parse().unwrap();
         assert!(age > 1e9, "{age}");
         assert_eq!(line(&page, "offshoot_last_commit_timestamp_seconds"), "offshoot_last_commit_timestamp_seconds 1.0");
+    }
+
+    #[test]
+    fn the_replica_is_told_of_by_table() {
+        let metrics = Metrics::new();
+        assert!(metrics.render(PageForm::OpenMetrics).contains("offshoot_replica_age_seconds NaN\n"));
+        metrics.replica_rows("public.orders", 7);
+        metrics.replica_loaded("public.orders", 3, 10);
+        metrics.replica_kept(1_000_000);
+        let page = metrics.render(PageForm::OpenMetrics);
+        for line in [
+            "offshoot_replica_rows{table=\"public.orders\"} 7",
+            "offshoot_replica_loaded_rows{table=\"public.orders\"} 3",
+            "offshoot_replica_load_expected_rows{table=\"public.orders\"} 10",
+        ] {
+            assert!(page.lines().any(|has| has == line), "{line} is not in\n{page}");
+        }
+        let age: f64 = line(&page, "offshoot_replica_age_seconds").rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(age > 1e9, "{age}");
     }
 
     #[test]

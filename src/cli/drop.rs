@@ -1,7 +1,9 @@
 //! What is to be dropped -> the answer of whoever sits at the terminal.
 
 use std::{
+    fs,
     io::{self, BufRead, IsTerminal, Write},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +16,7 @@ use crate::{
     pipeline::Error,
     postgres::{self, Dropped},
     progress::Progress,
+    replica,
     sink::SinkError,
 };
 
@@ -64,6 +67,12 @@ pub async fn drop(config: &Config, yes: bool) -> Exit {
     match postgres::drop_all(config).await {
         Ok(dropped) => {
             anstream::eprint!("{}", report(&dropped));
+            if let Some(file) = cache(config) {
+                anstream::eprint!("{}", removed(&file, fs::remove_file(&file)));
+            }
+            if !config.events.is_empty() {
+                anstream::eprint!("{}", left_topic(config));
+            }
             forget(config).await
         }
         Err(error) => {
@@ -74,12 +83,35 @@ pub async fn drop(config: &Config, yes: bool) -> Exit {
 }
 
 /// What there may be, by its names.
-fn things(config: &Config) -> [String; 2] {
+fn things(config: &Config) -> Vec<String> {
     let publication = config.publication();
-    [
+    let mut things = vec![
         format!("the replication slot {}", config.slot()),
         format!("the publications {publication} and {publication}_inserts, where offshoot made them"),
-    ]
+    ];
+    things.extend(cache(config).map(|file| format!("the file {}, a copy of the replica's topic", file.display())));
+    things
+}
+
+/// The replica's local file, when there is one here.
+fn cache(config: &Config) -> Option<PathBuf> {
+    Some(replica::file_of(&config.data_dir, &config.name)).filter(|file| file.exists())
+}
+
+fn removed(file: &Path, result: io::Result<()>) -> String {
+    match result {
+        Ok(()) => format!("deleted {}\n", file.display()),
+        Err(error) => format!("left {}: {error}\n", file.display()),
+    }
+}
+
+/// What is in Kafka stays: whoever reads it may not be done. The replica's topic is of no use to anybody else.
+fn left_topic(config: &Config) -> String {
+    format!(
+        "left the replica's topic, if there is one; delete it: kafka-topics --bootstrap-server {} --delete --topic {}\n",
+        config.sink.kafka.brokers,
+        kafka::kept::topic_name(&config.name)
+    )
 }
 
 /// What has become of them.
@@ -197,6 +229,27 @@ mod tests {
             report(&dropped),
             "dropped slot offshoot_shop\ndropped publication offshoot_shop\n\
              left publication offshoot_shop_inserts: offshoot did not make it\n"
+        );
+    }
+
+    #[test]
+    fn names_the_replicas_file_and_topic_where_there_may_be_some() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "{{ name: shop, data_dir: \"{}\", source: {{ postgres: x }}, changes: {{ tables: [a.b] }}, \
+             sink: {{ kafka: {{ brokers: \"k:9092\" }} }} }}",
+            dir.path().display()
+        );
+        let config = Config::parse(&text, "c", &|_| None).unwrap();
+        assert_eq!(things(&config).len(), 2);
+        let file = dir.path().join("replica-shop.redb");
+        fs::write(&file, "rows").unwrap();
+        assert_eq!(things(&config)[2], format!("the file {}, a copy of the replica's topic", file.display()));
+        assert_eq!(removed(&file, fs::remove_file(&file)), format!("deleted {}\n", file.display()));
+        assert!(removed(&file, fs::remove_file(&file)).starts_with("left "));
+        assert!(
+            left_topic(&config)
+                .ends_with("kafka-topics --bootstrap-server k:9092 --delete --topic offshoot.shop.replica\n")
         );
     }
 

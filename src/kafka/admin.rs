@@ -27,7 +27,7 @@ use crate::{
     kafka::{
         client::{self, PropertyError},
         fault::{self, Fault},
-        rights,
+        kept, rights,
     },
     sink::{SinkError, Topic},
 };
@@ -364,8 +364,10 @@ fn inspect_into(
 
     report.principal = rights::principal(kafka);
     report.acls = rights::commands(config, topics);
+    let of_replica = kept::topic_name(&config.name);
+    let (kept, topics): (Vec<_>, Vec<_>) = topics.iter().partition(|topic| **topic == of_replica);
     let (mut found, mut absent) = (Vec::new(), Vec::new());
-    for (at, name) in topics.iter().enumerate() {
+    for (at, name) in topics.iter().copied().enumerate() {
         if Instant::now() >= deadline {
             report.unseen = topics.len() - at;
             break;
@@ -420,7 +422,46 @@ fn inspect_into(
     if !absent.is_empty() {
         would_be_made(report, kafka, &properties, &absent, left(deadline));
     }
+    if !kept.is_empty() && Instant::now() < deadline {
+        inspect_kept(report, kafka, &properties, client, &of_replica, deadline);
+    }
     Ok(())
+}
+
+/// The replica's topic: not made as the config's topics are, and its properties are no matter of taste.
+fn inspect_kept<C: ClientContext>(
+    report: &mut KafkaReport,
+    kafka: &KafkaConfig,
+    properties: &ClientConfig,
+    client: &Client<C>,
+    topic: &String,
+    deadline: Instant,
+) {
+    let config = kept::config_of(kafka);
+    match look(client, topic, left(deadline)) {
+        Ok(Some(_)) => {
+            let (what, mend) = match describe_topic(properties, topic, left(deadline)) {
+                Ok(found) => match kept::misfit(&found, topic, kafka) {
+                    Some(misfit) => (misfit.to_string(), misfit.mend()),
+                    None => return,
+                },
+                Err(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                    let allow = fault::acl_command(kafka, kept::OF_REPLICA.rights, &format!("--topic {topic}"));
+                    (format!("topic {topic}: we may not see its properties"), allow)
+                }
+                // It is told by `run`.
+                Err(_) => return,
+            };
+            report.faults.push(KafkaFault { kind: KafkaFaultKind::Topic, what, mend });
+        }
+        Ok(None) if config.topics.create => would_be_made(report, &config, properties, &[topic], left(deadline)),
+        Ok(None) => report.faults.push(KafkaFault {
+            kind: KafkaFaultKind::Topic,
+            what: format!("topic {topic} is absent, and sink.kafka.topics.create is false"),
+            mend: fault::topic_command(&config, topic),
+        }),
+        Err(code) => report.faults.push(topic_fault(&config, topic, code)),
+    }
 }
 
 /// Asks the broker whether it would make these topics. It looks at rights, partitions, replication, properties and policy,

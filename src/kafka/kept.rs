@@ -9,6 +9,7 @@ use std::{
 
 use rdkafka::{
     Message,
+    admin::ConfigResource,
     config::ClientConfig,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
@@ -36,23 +37,42 @@ const TAKEN_AHEAD: usize = 2;
 /// What librdkafka reads ahead of that, in KiB.
 const QUEUED_KIB: &str = "4096";
 
-const OF_REPLICA: Kind =
+pub(super) const OF_REPLICA: Kind =
     Kind { what: "the replica's topic", rights: &["Read", "Write", "Describe", "DescribeConfigs", "Create"] };
 
 /// Why the replica's topic cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum KeptFault {
-    #[error(
-        "use the replica's topic {topic}: its {property} is {found}, and with that it may lose rows that are to be kept; set it: \
-         kafka-configs --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config {property}={needed}"
-    )]
-    Property { topic: String, property: &'static str, found: String, needed: String, brokers: String },
+    #[error("use {0}; set it: {command}", command = .0.mend())]
+    Misfit(Misfit),
     #[error(
         "read the replica's topic {topic} from offset {from}: it begins at {low} now, so what was before that was deleted"
     )]
     Begins { topic: String, from: i64, low: i64 },
     #[error("read the replica's topic {topic} from offset {from}: it is not there")]
     Gone { topic: String, from: i64 },
+}
+
+/// A property of the topic that would lose rows.
+#[derive(Debug, thiserror::Error)]
+#[error("the replica's topic {topic}: its {property} is {found}, and with that it may lose rows that are to be kept")]
+pub(super) struct Misfit {
+    topic: String,
+    property: &'static str,
+    found: String,
+    needed: String,
+    brokers: String,
+}
+
+impl Misfit {
+    /// The command that mends it.
+    pub(super) fn mend(&self) -> String {
+        let Self { topic, property, needed, brokers, .. } = self;
+        format!(
+            "kafka-configs --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} \
+             --add-config {property}={needed}"
+        )
+    }
 }
 
 /// The topic of a pipeline's replica.
@@ -179,21 +199,24 @@ fn find(
         // The wrapper's error of it has no code.
         admin::describe_topic(&admin, &topic.name, STEP).map_err(KafkaError::MetadataFetch)
     })?;
-    let value = |property| properties.get(property).and_then(|entry| entry.value.clone()).unwrap_or_default();
-    let refuse = |property, found, needed| {
-        let (topic, brokers) = (topic.name.clone(), config.brokers.clone());
-        Err(SinkError::Refused(Box::new(KeptFault::Property { topic, property, found, needed, brokers })))
-    };
-    let policy = value("cleanup.policy");
-    if policy != "compact" {
-        return refuse("cleanup.policy", policy, "compact".into());
-    }
-    let tombstones = value("delete.retention.ms");
-    if tombstones.parse::<u64>().is_ok_and(|ms| ms < TOMBSTONES_MS) {
-        return refuse("delete.retention.ms", tombstones, TOMBSTONES_MS.to_string());
+    if let Some(misfit) = misfit(&properties, &topic.name, config) {
+        return Err(SinkError::Refused(Box::new(KeptFault::Misfit(misfit))));
     }
     let (low, end) = reading.offsets(&consumer)?;
     Ok(Some(low..end))
+}
+
+/// What would lose rows, if the topic has such properties.
+pub(super) fn misfit(properties: &ConfigResource, topic: &str, config: &KafkaConfig) -> Option<Misfit> {
+    let value = |property| properties.get(property).and_then(|entry| entry.value.clone()).unwrap_or_default();
+    let (policy, tombstones) = (value("cleanup.policy"), value("delete.retention.ms"));
+    let (property, found, needed) = match tombstones.parse::<u64>() {
+        _ if policy != "compact" => ("cleanup.policy", policy, "compact".to_owned()),
+        Ok(ms) if ms < TOMBSTONES_MS => ("delete.retention.ms", tombstones, TOMBSTONES_MS.to_string()),
+        _ => return None,
+    };
+    let (topic, brokers) = (topic.to_owned(), config.brokers.clone());
+    Some(Misfit { topic, property, found, needed, brokers })
 }
 
 /// Gives the records of a range to `each`, in order, until that says that nobody waits any more. Blocks.

@@ -14,7 +14,7 @@ use rdkafka::{
 
 use crate::{
     config::{Config, KafkaConfig},
-    kafka::fault,
+    kafka::{fault, kept},
 };
 
 /// Who we are to an authorizer, as far as the config tells; `None` when it asks nobody to log in.
@@ -32,7 +32,7 @@ pub fn principal(config: &KafkaConfig) -> Option<String> {
 }
 
 /// The commands that give us all that `run` needs, and nothing more. `DescribeConfigs` is for `check`, and for a message
-/// that can name a topic's limit.
+/// that can name a topic's limit. The replica's topic is among `topics` where there is one.
 pub fn commands(config: &Config, topics: &[String]) -> Vec<String> {
     let kafka = &config.sink.kafka;
     let mut operations = vec!["Describe", "DescribeConfigs", "Write"];
@@ -48,14 +48,18 @@ pub fn commands(config: &Config, topics: &[String]) -> Vec<String> {
     let of_prefix = |prefix: &&str| format!("--resource-pattern-type prefixed --topic {prefix}");
     let mut resources: Vec<_> = prefixes.iter().map(of_prefix).collect();
     let fixed = templates.iter().filter(|filled| !filled.contains('{'));
-    let is_other = |topic: &&String| !prefixes.iter().any(|prefix| topic.starts_with(prefix));
+    let name = &config.name;
+    let of_replica = kept::topic_name(name);
+    let is_other = |topic: &&String| **topic != of_replica && !prefixes.iter().any(|prefix| topic.starts_with(prefix));
     let named: BTreeSet<_> = fixed.chain(topics.iter().filter(is_other)).collect();
     if !named.is_empty() {
         resources.push(named.iter().map(|topic| format!("--topic {topic}")).collect::<Vec<_>>().join(" "));
     }
-    let name = &config.name;
     let mut commands = Vec::new();
     commands.extend(resources.iter().map(|resource| fault::acl_command(kafka, &operations, resource)));
+    if topics.contains(&of_replica) {
+        commands.push(fault::acl_command(kafka, kept::OF_REPLICA.rights, &format!("--topic {of_replica}")));
+    }
     commands.extend([
         fault::acl_command(
             kafka,
@@ -146,6 +150,11 @@ mod tests {
         assert_eq!(resources("", by_table, &["c.a", "b.a"]), [" --operation Create --topic b.a --topic c.a"]);
         // Events and messages go to topics of their own.
         assert_eq!(resources("", "", &["shop.a.b", "booking"]), [prefixed, " --operation Create --topic booking"]);
+        // The replica's is ours alone, and read too.
+        let replica = commands(&config("", ""), &["shop.a.b".into(), "offshoot.shop.replica".into()]).remove(1);
+        let rights =
+            "--operation Read --operation Write --operation Describe --operation DescribeConfigs --operation Create";
+        assert!(replica.ends_with(&format!("{rights} --topic offshoot.shop.replica")), "{replica}");
     }
 
     #[test]

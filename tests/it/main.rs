@@ -26,6 +26,7 @@ mod soak;
 mod outages;
 mod network;
 mod cluster;
+mod kept;
 mod late;
 mod failover;
 mod observation;
