@@ -537,9 +537,28 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_says_what_is_held_is_of_a_format_of_its_own() {
+        let held = HeldTable {
+            table: "public.show".into(),
+            columns: vec!["id int4".into()],
+            load: 3,
+            from: Lsn(64),
+            complete: true,
+        };
+        let holding = Holding { generation: "g".into(), end: 7, loads: 3, tables: vec![held], ..Holding::default() };
+        let progress = at(100).holding(Some(holding.clone()));
+        let text = String::from_utf8(progress.encode()).unwrap();
+        assert!(text.starts_with(r#"{"format":2,"#), "{text}");
+        assert_eq!(Progress::decode(text.as_bytes()).unwrap(), progress);
+        let forgotten = progress.clone().forgetting();
+        assert_eq!(forgotten.replica, Some(Holding { tables: Vec::new(), ..holding }));
+        assert_eq!(progress.holding(None), at(100));
+    }
+
+    #[test]
     fn a_record_of_another_format_is_refused_with_words() {
-        let unknown = r#"{"format":2,"reached":"elsewhere"}"#;
-        assert!(matches!(Progress::decode(unknown.as_bytes()), Err(ProgressError::Format { found: 2 })));
+        let unknown = r#"{"format":3,"reached":"elsewhere"}"#;
+        assert!(matches!(Progress::decode(unknown.as_bytes()), Err(ProgressError::Format { found: 3 })));
         assert!(matches!(Progress::decode(b"{}"), Err(ProgressError::Malformed(_))));
         assert!(matches!(Progress::decode(b"hello"), Err(ProgressError::Malformed(_))));
     }

@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn all_escapes_null_and_empty() {
-        let values = [Some("a\u{8}\t\n\u{b}\u{c}\r\\N\\\\".into()), None, Some(String::new()), Some("\\N".into()), None];
+        let values =
+            [Some("a\u{8}\t\n\u{b}\u{c}\r\\N\\\\".into()), None, Some(String::new()), Some("\\N".into()), None];
         let mut cells = Vec::new();
         let ctid = read(&written(&values), values.len(), &mut cells).unwrap();
         assert_eq!(ctid, Ctid { block: 7, place: 12 });
@@ -121,8 +122,18 @@ mod tests {
     #[test]
     fn what_copy_does_not_write_is_refused() {
         for row in [
-            "", "\n", "(1,2)\n", "1,2\ta\n", "(1,2)\ta", "(1,2)\ta\tb\n", "(1,2)\ta\n\n", "(1,2)\t\\x41\n", "(1,2)\t\\",
-            "(1,70000)\ta\n", "(1,2)\t\\Na\n", "(1,2)\ta\\\n",
+            "",
+            "\n",
+            "(1,2)\n",
+            "1,2\ta\n",
+            "(1,2)\ta",
+            "(1,2)\ta\tb\n",
+            "(1,2)\ta\n\n",
+            "(1,2)\t\\x41\n",
+            "(1,2)\t\\",
+            "(1,70000)\ta\n",
+            "(1,2)\t\\Na\n",
+            "(1,2)\ta\\\n",
         ] {
             assert_eq!(read(row.as_bytes(), 1, &mut Vec::new()), None, "{row:?}");
         }

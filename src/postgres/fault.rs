@@ -365,7 +365,9 @@ fn mend(said: &Said, step: Step, who: &Who) -> Option<String> {
         ("42501", Step::Prepare) if said.message.contains("replication") => {
             format!("ALTER ROLE \"{user}\" REPLICATION")
         }
-        ("53300", Step::LogInToReplicate | Step::Load) => "raise max_wal_senders, or end another replication session".into(),
+        ("53300", Step::LogInToReplicate | Step::Load) => {
+            "raise max_wal_senders, or end another replication session".into()
+        }
         ("53300", _) if said.message.contains("for role") => format!("ALTER ROLE \"{user}\" CONNECTION LIMIT -1"),
         ("53300", _) if said.message.contains("for database") => {
             format!("ALTER DATABASE \"{database}\" CONNECTION LIMIT -1")

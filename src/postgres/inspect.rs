@@ -457,7 +457,9 @@ async fn look_at_load(
         let said = |row: &Row| {
             let [schema, name] = ["schema", "name"].map(|part| escape_identifier(row.get(part)));
             let mend = match (row.get("usable"), row.get("readable"), row.get("hidden")) {
-                (false, _, _) => format!("GRANT USAGE ON SCHEMA {schema} TO {user};\nGRANT SELECT ON {schema}.{name} TO {user};"),
+                (false, _, _) => {
+                    format!("GRANT USAGE ON SCHEMA {schema} TO {user};\nGRANT SELECT ON {schema}.{name} TO {user};")
+                }
                 (_, false, _) => format!("GRANT SELECT ON {schema}.{name} TO {user};"),
                 (_, _, true) => format!("ALTER ROLE {user} BYPASSRLS;  -- as a superuser: a policy would hide rows"),
                 _ => return None,

@@ -203,7 +203,9 @@ impl Job {
             let mut estimated = 0;
             for row in rows.iter().filter(|row| row.first().is_some_and(|kind| kind == "r")) {
                 let [_, oid, schema, name, file, blocks, estimate] = row.as_slice() else {
-                    return Err(Fault::Changed { table: quoted, why: "the catalog says nothing that makes sense" }.passing());
+                    return Err(
+                        Fault::Changed { table: quoted, why: "the catalog says nothing that makes sense" }.passing()
+                    );
                 };
                 let blocks = blocks.parse().unwrap_or(u32::MAX);
                 estimated += estimate.parse::<u64>().unwrap_or(0);

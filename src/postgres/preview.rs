@@ -39,7 +39,10 @@ pub async fn preview(config: &Config) -> Result<Preview, SourceError> {
     let slot = &slot[..slot.len().min(IDENTIFIER_LEN_MAX)];
     let start = async {
         let from = greeting.create_temporary_slot(slot).await?;
-        Ok::<_, SourceError>((from, greeting.start(slot, &plan.names, config.wants_messages(), control.clone(), ends.clone()).await?))
+        Ok::<_, SourceError>((
+            from,
+            greeting.start(slot, &plan.names, config.wants_messages(), control.clone(), ends.clone()).await?,
+        ))
     };
     let late = || Fault::StartTimeout { slot: slot.into(), seconds: super::START_TIMEOUT.as_secs() }.passing();
     let (from, session) = timeout(super::START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late()))?;

@@ -35,8 +35,8 @@ use super::{
     catalog::Control,
     connect::{Stream, connect},
     fault::{Fault, NOT_BOUND, Said, Step, Who},
-    pace::{PAUSE, Pace},
     load,
+    pace::{PAUSE, Pace},
     url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, Wire},
 };
@@ -793,7 +793,12 @@ mod tests {
         theirs.shutdown().await.unwrap();
         let text = Secret::from(format!("host=/x user=u dbname=d password=hunter2 {words}"));
         let target = Target::parse(&text).unwrap();
-        let mut greeting = Greeting { stream: Stream::Unix(ours), buffer: BytesMut::new(), who: Who::default(), step: Step::LogInToReplicate };
+        let mut greeting = Greeting {
+            stream: Stream::Unix(ours),
+            buffer: BytesMut::new(),
+            who: Who::default(),
+            step: Step::LogInToReplicate,
+        };
         let error = greeting.log_in(&target, &target.hosts[0], "a", None, Purpose::Replicate).await.unwrap_err();
         drop(greeting);
         let mut got = Vec::new();

@@ -219,7 +219,8 @@ impl Patterns {
             let (schema, table) = full_name(name);
             match self.looked_up.get(&format!("{schema}.{table}")) {
                 Some(columns) if columns.contains(column) => {
-                    let why = "a path of `events` leads to it; take that field out of `data`, or publish the column".into();
+                    let why =
+                        "a path of `events` leads to it; take that field out of `data`, or publish the column".into();
                     return Err(PatternError::Omit { column: text.clone(), why });
                 }
                 Some(_) => continue,

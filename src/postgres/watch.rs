@@ -21,7 +21,13 @@ use super::{
     publication::{Plan, Publication, Publications},
     slot::Survey,
 };
-use crate::{causes::told, config::Config, lsn::Lsn, mapping::{catalog::Catalog, rules::looked_up}, source::SourceError};
+use crate::{
+    causes::told,
+    config::Config,
+    lsn::Lsn,
+    mapping::{catalog::Catalog, rules::looked_up},
+    source::SourceError,
+};
 
 /// A look takes its time from the server's catalog: it rests so many times as long, so that it costs the server a
 /// hundredth of a backend at most.
@@ -85,7 +91,13 @@ struct Missing {
 }
 
 impl Watch {
-    pub(crate) fn new(control: Control, config: &Config, version_num: i32, plan: &Plan, catalog: Option<Catalog>) -> Watch {
+    pub(crate) fn new(
+        control: Control,
+        config: &Config,
+        version_num: i32,
+        plan: &Plan,
+        catalog: Option<Catalog>,
+    ) -> Watch {
         let now = Instant::now();
         let mut watch = Watch {
             control,

@@ -127,7 +127,7 @@ fn push(batch: &mut RecordBatch, topic: &Arc<Topic>, ticket: u64, key: &[u8], pa
     };
     let (key, payload) = (Some(put(key)), payload.map(put));
     let at = batch.headers.len();
-    batch.records.push(Record { topic, ticket: Ticket(ticket), key, payload, headers: at..at });
+    batch.records.push(Record { topic, ticket: Ticket(ticket), key, payload, headers: at..at, timestamp: None });
 }
 
 #[test]
