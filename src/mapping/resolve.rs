@@ -10,12 +10,12 @@ use postgres_types::{Kind as TypeKind, Type};
 use super::{
     catalog::{Catalog, CatalogTable},
     condition::Condition,
-    paths::{Names, Place, close, column_names, family},
+    paths::{Names, Place, close, column_names},
     rules::{
         Aggregate, Because, ChildChange, Collection, EventRule, Field, Hop, MappedColumn, MappedTable, Role, Rules,
         Side, Test, Transition, Trigger,
     },
-    value::Writer,
+    value::{Writer, equal_as_text},
 };
 use crate::{
     change::Identity,
@@ -738,7 +738,7 @@ impl<'a> Resolver<'a> {
         };
         let key = &cause_table.columns[cause_table.column(key)?];
         let via_type = &table.columns[via].ty;
-        if family(via_type) != family(&key.ty) {
+        if !equal_as_text((via_type, table.columns[via].modifier), (&key.ty, key.modifier)) {
             let said = format!(
                 "`{column}` is {} and cannot hold the key of `{}`, which is {}; name the column that holds `{}.{}`",
                 sql_type(via_type),

@@ -54,6 +54,53 @@ pub enum Writer {
     Array(Box<Writer>),
 }
 
+/// Whether values of two columns, each a type and its modifier, are equal in SQL only when their texts are: a child finds its root by its text.
+pub(crate) fn equal_as_text(a: (&Type, i32), b: (&Type, i32)) -> bool {
+    match *a.0 {
+        Type::FLOAT4 | Type::FLOAT8 | Type::INTERVAL | Type::JSONB => false,
+        // 1.0 is 1.
+        Type::NUMERIC => has_same_text(a, b) && a.1 >= 4,
+        _ => {
+            has_same_text(a, b) && !["citext", "hstore"].contains(&a.0.name()) && !matches!(a.0.kind(), Kind::Array(_))
+        }
+    }
+}
+
+/// Whether what one of these types, with its modifier, holds is written in the same way as the other.
+pub(crate) fn has_same_text(a: (&Type, i32), b: (&Type, i32)) -> bool {
+    let integers = [Type::INT2, Type::INT4, Type::INT8];
+    let texts = [Type::TEXT, Type::VARCHAR];
+    let both = |all: &[Type]| all.contains(a.0) && all.contains(b.0);
+    // Digits after the point.
+    let scale = |modifier: i32| (modifier >= 4).then_some((modifier - 4) & 0x7ff);
+    match *a.0 {
+        Type::NUMERIC => a.0 == b.0 && scale(a.1) == scale(b.1),
+        // Filled with blanks.
+        Type::BPCHAR => a == b,
+        _ => a.0.oid() == b.0.oid() || both(&integers) || both(&texts),
+    }
+}
+
+/// What a type is called in SQL.
+pub(crate) fn declared((ty, modifier): (&Type, i32)) -> String {
+    let name = match *ty {
+        Type::NUMERIC if modifier >= 4 => {
+            let (precision, scale) = ((modifier - 4) >> 16, (modifier - 4) & 0x7ff);
+            return format!("numeric({precision},{scale})");
+        }
+        Type::BPCHAR if modifier >= 4 => return format!("char({})", modifier - 4),
+        Type::INT2 => "smallint",
+        Type::INT4 => "integer",
+        Type::INT8 => "bigint",
+        Type::FLOAT4 => "real",
+        Type::FLOAT8 => "double precision",
+        Type::BOOL => "boolean",
+        Type::BPCHAR => "char",
+        _ => ty.name(),
+    };
+    name.into()
+}
+
 /// A value that has no such JSON, in words that name how to mend it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
