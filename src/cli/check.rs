@@ -345,7 +345,7 @@ impl Findings {
     }
 
     /// As a JSON array: `side` (`config`, `source` or `sink`), `level` (`ok`, `warning` or `cross`), `about`, `what`,
-    /// `mend`.
+    /// `mend`; of an event its `sheet`, of a table that the replica has what is `held`.
     pub fn json(&self) -> String {
         #[derive(Serialize)]
         struct Object<'a> {

@@ -408,7 +408,7 @@ impl<'a> Prover<'a> {
             }
         }
         if rule.backfill {
-            let lack = self.from_before(root);
+            let lack = there_before(root);
             self.note(Err(lack), "`when`");
         }
     }
@@ -577,7 +577,7 @@ impl<'a> Prover<'a> {
         match occasion {
             Occasion::Created | Occasion::Backfill if old => Ok(NO_ROW),
             Occasion::Created => Ok("the inserted row"),
-            Occasion::Backfill => Err(self.from_before(root)),
+            Occasion::Backfill => Err(there_before(root)),
             Occasion::Changed if !old && found.toastable && !table.says_old(column) => {
                 let why = format!(
                     "`{}` may be stored out of line (TOAST), and an update that does not touch such a value does not say it",
@@ -601,7 +601,7 @@ impl<'a> Prover<'a> {
                 self.enforced(collection)?;
                 self.old_of(of.table, self.place(of.table, of.link))
             }
-            Occasion::Backfill => Err(self.from_before(of.table)),
+            Occasion::Backfill => Err(there_before(of.table)),
             Occasion::Changed | Occasion::Alone => {
                 let root = self.resolved.tables[self.aggregate.root].full_name();
                 let why = format!(
@@ -661,12 +661,6 @@ impl<'a> Prover<'a> {
         Err(Lack { table, why, instead: Some(full_identity(of)) })
     }
 
-    /// What is in no transaction at all.
-    fn from_before(&self, table: usize) -> Lack {
-        let why = "`backfill` tells of rows that were there before the first event".into();
-        Lack { table, why, instead: None }
-    }
-
     fn untouched_root(&self) -> Lack {
         let table = self.aggregate.root;
         let why = format!(
@@ -698,6 +692,12 @@ impl<'a> Prover<'a> {
             self.proven.take(lack, of.to_owned(), self.resolved);
         }
     }
+}
+
+/// What is in no transaction at all.
+fn there_before(table: usize) -> Lack {
+    let why = "`backfill` tells of rows that were there before the first event".into();
+    Lack { table, why, instead: None }
 }
 
 fn full_identity(table: &CatalogTable) -> String {

@@ -1,10 +1,8 @@
 //! A path of the config, such as `performance.show.event.name` -> the column that it means. Pure.
 
-use postgres_types::Type;
-
 use super::{
     catalog::{Catalog, CatalogColumn, CatalogTable, Kind},
-    resolve::sql_type,
+    value::{declared, equal_as_text},
 };
 use crate::config::{Ordered, TableConfig, full_name, nearest};
 
@@ -76,11 +74,13 @@ impl Hop<'_> {
                 self.to.full_name()
             ));
         }
-        if !are_written_alike(from, to) {
+        let (of_key, of_target) = ((&from.ty, from.modifier), (&to.ty, to.modifier));
+        if !equal_as_text(of_key, of_target) {
             return Err(format!(
-                "`{key}` and `{target}` may write one value in two ways, as {} and {}; only keys of one type can be followed",
-                sql_type(&from.ty),
-                sql_type(&to.ty)
+                "`{key}` is {} and `{target}` is {}: equal values of these may be written in two ways, such as 1 and 1.0, and then the row is \
+                 not found; give both one type, such as bigint or text",
+                declared(of_key),
+                declared(of_target)
             ));
         }
         Ok(())
@@ -260,27 +260,6 @@ fn logged(table: &CatalogTable) -> Result<(), String> {
             table.quoted()
         )),
         Kind::Other(what) => Err(format!("`{full}` is {what}: it has no rows in the log; name the table below it")),
-    }
-}
-
-/// Whether values of two columns that are equal have the same text.
-fn are_written_alike(a: &CatalogColumn, b: &CatalogColumn) -> bool {
-    let alike = family(&a.ty) == family(&b.ty);
-    match a.ty {
-        // The blanks at the end, and the zeros, are as many as the type says.
-        Type::BPCHAR => alike && a.modifier == b.modifier,
-        Type::NUMERIC => alike && a.modifier == b.modifier && a.modifier >= 0,
-        Type::FLOAT4 | Type::FLOAT8 => false,
-        _ => alike && a.ty.name() != "citext",
-    }
-}
-
-/// Types whose values are written alike when they are equal.
-pub(crate) fn family(ty: &Type) -> &str {
-    match *ty {
-        Type::INT2 | Type::INT4 | Type::INT8 => "integer",
-        Type::TEXT | Type::VARCHAR => "text",
-        _ => ty.name(),
     }
 }
 

@@ -103,10 +103,11 @@ fn the_shop_with_old_rows_in_the_log() {
 }
 
 #[test]
-fn what_needs_the_replica_is_refused_before_anything_is_made() {
+fn the_replica_with_at_least_once_is_refused_before_anything_is_made() {
     let db = postgres::shared(V17).create_database();
     db.execute(include_str!("../fixtures/ticketmonster/schema.sql"));
-    let config = Config::new(&TICKETMONSTER.config.replace("name: ticketmonster", &format!("name: {}", db.name)));
+    let text = TICKETMONSTER.config.replace("name: ticketmonster", &format!("name: {}", db.name));
+    let config = Config::new(&text.replace("  kafka:\n", "  kafka:\n    delivery: at_least_once\n"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
     command.arg("run").arg("-c").arg(&config.path).arg("--log=error");
     command.env("TICKETMONSTER_URL", &db.url).env("KAFKA_BROKERS", kafka::shared().address());
@@ -114,9 +115,9 @@ fn what_needs_the_replica_is_refused_before_anything_is_made() {
     assert_eq!(code, Some(2), "{said}");
     for words in [
         "offshoot.yaml:",
-        "`when` asks how `date` has changed",
-        "the log says of an old row of `public.performance` its primary key alone (the default REPLICA IDENTITY), not `date`",
-        "ALTER TABLE public.performance REPLICA IDENTITY FULL, or do without it until the replica is there",
+        "`PerformanceRescheduled.v1` needs the replica for `from`, `when`",
+        "the log says of an old row of `public.performance` its primary key alone (the default REPLICA IDENTITY)",
+        "write `exactly_once`, or ALTER TABLE public.performance REPLICA IDENTITY FULL",
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }

@@ -520,8 +520,8 @@ fn a_hop_that_cannot_be_followed_is_refused() {
     );
     refused(
         &|catalog| performance(catalog, &|table| table.columns[0].ty = Type::NUMERIC),
-        "`public.booking.performance_id` and `public.performance.id` may write one value in two ways, as bigint and `numeric`; only keys \
-         of one type can be followed",
+        "`public.booking.performance_id` is bigint and `public.performance.id` is numeric: equal values of these may be written in two ways, \
+         such as 1 and 1.0, and then the row is not found; give both one type, such as bigint or text",
     );
 }
 
