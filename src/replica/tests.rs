@@ -238,12 +238,14 @@ fn a_file_that_is_open_elsewhere_is_waited_for() {
 #[test]
 fn a_damaged_file_is_made_anew() {
     type Damage = fn(&mut Vec<u8>);
-    let table: [(&str, Damage); 5] = [
+    let table: [(&str, Damage); 6] = [
         ("another program's", |bytes| *bytes = b"SQLite format 3\0 and so on, for more than a page".repeat(1000)),
         ("cut short", |bytes| bytes.truncate(bytes.len() / 2)),
         ("cut to its first bytes", |bytes| bytes.truncate(100)),
         ("its head is overwritten", |bytes| bytes[9..300].fill(0xFF)),
         ("all is zero", |bytes| bytes.fill(0)),
+        // redb panics then.
+        ("its pages make no sense", |bytes| bytes[4096..].fill(0xEE)),
     ];
     for (what, damage) in table {
         let dir = tempfile::tempdir().unwrap();
@@ -268,9 +270,9 @@ fn a_file_that_turns_out_to_be_damaged_is_made_anew_at_the_next_start() {
     filled(dir.path());
     let file = file_of(dir.path(), "shop");
     let mut bytes = fs::read(&file).unwrap();
-    // Pages of rows, where no start looks.
+    // A page of rows, where no start looks.
     let rows = bytes.windows(50).position(|window| window == [b'x'; 50]).unwrap() / 4096;
-    bytes[rows * 4096..(rows + 100) * 4096].fill(0xEE);
+    bytes[rows * 4096..(rows + 1) * 4096].fill(0xEE);
     fs::write(&file, bytes).unwrap();
     let (mut replica, found) = open(dir.path()).unwrap();
     assert_eq!(found, Some(position(5)));
