@@ -452,8 +452,7 @@ async fn look_at_load(
     }
     let user = escape_identifier(&server.user);
     for table in held {
-        let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
-        let rows = control.query(READABLE, &[&table.schema, &table.name, &columns]).await?;
+        let rows = control.query(READABLE, &[&table.schema, &table.name]).await?;
         let said = |row: &Row| {
             let [schema, name] = ["schema", "name"].map(|part| escape_identifier(row.get(part)));
             let mend = match (row.get("usable"), row.get("readable"), row.get("hidden")) {
@@ -559,7 +558,7 @@ SELECT r.rolsuper AS superuser, r.rolreplication AS replication,
   current_setting('wal_sender_timeout') AS sender_timeout
 FROM pg_roles r WHERE r.rolname = current_user";
 
-/// Per table with rows, of one that may be partitioned: whether its schema may be used, these columns be read, and rows are hidden.
+/// Per table with rows, of one that may be partitioned: whether its schema may be used, all of it be read (`ctid` is asked for), and rows are hidden.
 const READABLE: &str = "
 WITH RECURSIVE leaf(oid) AS (
   SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -569,9 +568,7 @@ WITH RECURSIVE leaf(oid) AS (
     JOIN pg_inherits i ON i.inhparent = leaf.oid
 )
 SELECT n.nspname AS schema, c.relname AS name, has_schema_privilege(n.oid, 'USAGE') AS usable,
-  (SELECT bool_and(has_column_privilege(c.oid, a.attnum, 'SELECT')) FROM pg_attribute a
-     WHERE a.attrelid = c.oid AND a.attname = ANY ($3::text[])) AS readable,
-  row_security_active(c.oid) AS hidden
+  has_table_privilege(c.oid, 'SELECT') AS readable, row_security_active(c.oid) AS hidden
 FROM leaf JOIN pg_class c ON c.oid = leaf.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' ORDER BY 1, 2";
 
