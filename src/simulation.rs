@@ -434,7 +434,12 @@ impl World {
         let passed = self.index_after(from)..self.index_after(confirmed).max(self.index_after(from));
         for transaction in passed {
             if let Some(missing) = self.missing(&self.log[transaction]).first() {
-                self.break_promise(format!("{confirmed} is confirmed, but {missing:?} is not with the broker"));
+                let others = self.topic.iter().flatten().filter(|told| told.published.xid == missing.xid);
+                let others: Vec<_> =
+                    others.map(|told| &told.published).filter(|other| other.key == missing.key).collect();
+                self.break_promise(format!(
+                    "{confirmed} is confirmed, but {missing:?} is not with the broker, which has of it {others:?}"
+                ));
             }
         }
         self.confirmed = self.confirmed.max(confirmed);
@@ -610,7 +615,10 @@ impl World {
                 let (mut key, mut value) = ([table.table.as_bytes(), &[0]].concat(), vec![1]);
                 cell(&row["id"], &mut key);
                 value.extend(table.load.to_be_bytes());
-                table.columns.iter().for_each(|column| cell(&row[column.split(' ').next().expect("a name")], &mut value));
+                table
+                    .columns
+                    .iter()
+                    .for_each(|column| cell(&row[column.split(' ').next().expect("a name")], &mut value));
                 rows.insert(key, value);
             }
             let prefix = [table.table.as_bytes(), &[0]].concat();
@@ -619,7 +627,17 @@ impl World {
             });
             let of_table: BTreeMap<_, _> = of_table.map(|(key, value)| (key.clone(), value.to_vec())).collect();
             if of_table != rows {
-                let text = |rows: &BTreeMap<Vec<u8>, Vec<u8>>| format!("{:?}", rows.iter().map(|(k, v)| (String::from_utf8_lossy(k).into_owned(), String::from_utf8_lossy(v).into_owned())).collect::<Vec<_>>());
+                let text = |rows: &BTreeMap<Vec<u8>, Vec<u8>>| {
+                    format!(
+                        "{:?}",
+                        rows.iter()
+                            .map(|(k, v)| (
+                                String::from_utf8_lossy(k).into_owned(),
+                                String::from_utf8_lossy(v).into_owned()
+                            ))
+                            .collect::<Vec<_>>()
+                    )
+                };
                 return Err(format!("of {name} {} are held, and these are there: {}", text(&of_table), text(&rows)));
             }
         }
@@ -1080,9 +1098,8 @@ impl SimSink {
             world.publish_open();
         }
         // Without transactions the progress record is one of another partition, and waits for nobody.
-        let arrived = self.queues.iter().all(VecDeque::is_empty)
-            && self.kept.is_empty()
-            && self.acknowledgements.is_empty();
+        let arrived =
+            self.queues.iter().all(VecDeque::is_empty) && self.kept.is_empty() && self.acknowledgements.is_empty();
         if (arrived || world.delivery == Delivery::AtLeastOnce)
             && let Some(progress) = self.commit.take()
         {

@@ -30,7 +30,8 @@ const DURABLE_INTERVAL: Duration = Duration::from_secs(10);
 /// A copy on disk that is older is not gone on with: deletions that it has not seen may be gone from the topic. Half of its
 /// `delete.retention.ms`.
 const STORE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600 / 2);
-/// While the topic is read, what has been read is kept on disk every so many records.
+/// While the topic is read, the log says so every so many records. It is kept on disk at its end, once: pages that are rewritten between
+/// many commits are not free before the next durable one.
 const RESTORED_RECORDS: usize = 200_000;
 
 /// So many rows of earlier loads leave the topic in one go.
@@ -242,7 +243,6 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             since += kept.records.len();
             if since >= RESTORED_RECORDS {
                 since = 0;
-                outlets.store(&position(from, now), false).map_err(Error::Hold)?;
                 info!(offset = from, end = topic.end, "reads what is held of the source's tables");
             }
         }

@@ -29,9 +29,7 @@ use super::{
     fault::{Fault, Step},
     session::Greeting,
 };
-use crate::{
-    source::{Load, LoadTable, Loaded, SourceError},
-};
+use crate::source::{Load, LoadTable, Loaded, SourceError};
 
 /// Sessions that read at a time: enough for us, and no burden for the server.
 const READERS: usize = 2;

@@ -20,6 +20,7 @@ use postgres_protocol::{
         frontend,
     },
 };
+use tokio::sync::mpsc::Receiver;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf, unix::AsyncFd},
     task::JoinHandle,
@@ -27,7 +28,6 @@ use tokio::{
 };
 use tokio_postgres::fallible_iterator::FallibleIterator;
 use tokio_util::bytes::BytesMut;
-use tokio::sync::mpsc::Receiver;
 use tracing::debug;
 
 use super::{

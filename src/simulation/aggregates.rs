@@ -415,12 +415,15 @@ fn list_with_roots(tables: &Tables, before: &Tables, pair: &Pair<'_, Root>) -> S
     let root = pair.last();
     let mut parts: Vec<_> = tables.parts.iter().filter(|(_, part)| part.root == Some(root.key)).collect();
     parts.sort_by_key(|(_, part)| part.key);
-    let parts: Vec<_> = parts.into_iter().map(|(id, part)| {
-        let was = before.parts.get(id).or_else(|| before.parts.values().find(|old| old.key == part.key));
-        let was = was.and_then(|was| before.roots.values().find(|old| Some(old.key) == was.root));
-        let was = was.map_or("null".into(), |was| format!(r#""v{}""#, was.v));
-        format!(r#"{{"id":{},"n":{},"of":"v{}","was":{was}}}"#, part.key, part.n, root.v)
-    }).collect();
+    let parts: Vec<_> = parts
+        .into_iter()
+        .map(|(id, part)| {
+            let was = before.parts.get(id).or_else(|| before.parts.values().find(|old| old.key == part.key));
+            let was = was.and_then(|was| before.roots.values().find(|old| Some(old.key) == was.root));
+            let was = was.map_or("null".into(), |was| format!(r#""v{}""#, was.v));
+            format!(r#"{{"id":{},"n":{},"of":"v{}","was":{was}}}"#, part.key, part.n, root.v)
+        })
+        .collect();
     format!(r#""parts":[{}]"#, parts.join(","))
 }
 
