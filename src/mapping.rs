@@ -532,9 +532,11 @@ impl Mapping {
         self.backfill = None;
         self.keeping = false;
         self.has_touched.fill(false);
-        let Keeper { table, after, is_begun, .. } = &mut self.keeper;
+        let Keeper { table, after, is_begun, cursor, .. } = &mut self.keeper;
         (*table, *is_begun) = (0, false);
         after.clear();
+        // It may hold on to the file of the transaction before.
+        *cursor = Cursor::default();
     }
 
     /// Finds the events that are not made of this transaction.
@@ -756,7 +758,6 @@ impl Mapping {
         };
         let has_roots = |table: usize| tables[table].roles.iter().any(|role| matches!(role, Role::Root { .. }));
         let has_children = |table: usize| tables[table].roles.iter().any(|role| matches!(role, Role::Child { .. }));
-        let held_now: Vec<bool> = (0..tables.len()).map(|table| held.is_now(table)).collect();
         store.settle(
             tables,
             held,
@@ -764,7 +765,7 @@ impl Mapping {
             |table, pass| match pass {
                 Pass::Roots => has_roots(table) && !keeping,
                 Pass::Children => has_children(table) && !keeping,
-                Pass::Held => held_now[table],
+                Pass::Held => held.is_now(table),
             },
             |pass, row, references| {
                 if pass == Pass::Held {

@@ -86,7 +86,7 @@ async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<()
     let misfit = |why: String| SourceError::Config(why.into());
     let mut outlets = outlets(config, "").map_err(misfit)?;
     patterns(config, None).map_err(misfit)?;
-    let Preview { session, from, catalog, publication_lists, .. } = postgres::preview::preview(config).await?;
+    let Preview { session, mut from, catalog, publication_lists, .. } = postgres::preview::preview(config).await?;
     let patterns = patterns(config, catalog.as_ref()).map_err(misfit)?;
     let memory_max = config.limits.memory.as_u64() as usize / 3;
     // What is shown is small; `data_dir` may be another user's.
@@ -94,7 +94,6 @@ async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<()
     if let Some(catalog) = &catalog {
         outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
     }
-    anstream::eprintln!("what is committed from {from} on; nothing is sent or kept; Ctrl-C ends it");
     let assembler = Assembler::new(wanted(patterns, publication_lists), spill);
     let mut source = PostgresSource::new(session, assembler, from, now);
     // Where the rows are that events need; it is gone with the preview.
@@ -104,15 +103,16 @@ async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<()
         let cache = config.limits.replica_cache.as_u64() as usize;
         let (replica, _) = Replica::open(dir.path(), &config.name, cache).map_err(|error| Error::Hold(error.into()))?;
         outlets = outlets.with_replica(replica, None);
-        load(&mut source, &mut outlets).await?;
+        from = load(&mut source, &mut outlets).await?;
     }
+    anstream::eprintln!("what is committed from {from} on; nothing is sent or kept; Ctrl-C ends it");
     let shown = show(&mut source, &mut outlets, arguments).await;
     source.close().await;
     shown
 }
 
 /// Reads what events need of the source's tables, as they are now. What commits meanwhile waits.
-async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<(), Error> {
+async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<Lsn, Error> {
     /// A preview has no other.
     const LOAD: u32 = 1;
     let shapes = outlets.held();
@@ -124,7 +124,7 @@ async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<(), Err
     source.load(asked.collect());
     source.pause(true);
     let nowhere = Arc::new(Topic { name: String::new(), table: String::new() });
-    let (mut batch, mut status_at) = (RecordBatch::default(), Instant::now());
+    let (mut batch, mut status_at, mut position) = (RecordBatch::default(), Instant::now(), Lsn::INVALID);
     loop {
         tokio::select! {
             biased;
@@ -136,7 +136,10 @@ async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<(), Err
         }
         while let Some(Item::Load(item)) = source.next()? {
             match item {
-                Load::From(from) => shapes.iter().for_each(|shape| outlets.set_held(shape.table, LOAD, Some(from))),
+                Load::From(from) => {
+                    shapes.iter().for_each(|shape| outlets.set_held(shape.table, LOAD, Some(from)));
+                    position = from;
+                }
                 Load::Rows(rows) => {
                     let (table, mut start) = (shapes[rows.table].table, 0);
                     for &end in &rows.ends {
@@ -148,7 +151,7 @@ async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<(), Err
                 }
                 Load::Done => {
                     source.pause(false);
-                    return Ok(());
+                    return Ok(position);
                 }
             }
         }

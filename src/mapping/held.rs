@@ -288,7 +288,8 @@ impl Held {
         write_sorted_key(mapped, Cells { bytes: key }, &mut self.key);
         let holding = &self.tables[table];
         // Rows of another load may be of another shape, and nobody looks for them.
-        let links = if load == holding.load { &holding.links[..] } else { &[] };
+        let is_of_shape = row.iter().count() == mapped.columns.len();
+        let links = if is_of_shape { &holding.links[..] } else { &[] };
         self.links.resize_with(links.len(), Vec::new);
         let mut is_null = Vec::with_capacity(links.len());
         for ((column, ty), link) in links.iter().zip(&mut self.links) {

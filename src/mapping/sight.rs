@@ -77,4 +77,24 @@ impl Sight<'_> {
         }
         self.held.get(table, key, out)
     }
+
+    /// Whether the transaction has made another row, or none, of the one that had a key before it.
+    pub(super) fn is_touched(&self, table: usize, key: &[u8]) -> Result<bool, MapError> {
+        if !self.has_touched[table] {
+            return Ok(false);
+        }
+        let (mut reference, mut value) = (Vec::new(), Vec::new());
+        for fate in [Fate::Settled, Fate::Left] {
+            kept_row(fate, table, key, &mut reference);
+            if self.store.get(&reference, &mut value)? && (fate == Fate::Left || !is_insert(&value)) {
+                return Ok(true);
+            }
+            value.clear();
+        }
+        Ok(false)
+    }
+}
+
+fn is_insert(value: &[u8]) -> bool {
+    read_settled(value).1 == Settled::Inserted
 }

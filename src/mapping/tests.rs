@@ -40,6 +40,8 @@ struct State {
     tables: Vec<BTreeMap<u64, Vec<Value>>>,
 }
 
+mod held;
+
 /// What is fixed of a table.
 #[derive(Debug)]
 struct Schema {
@@ -70,6 +72,11 @@ struct World {
     families: Vec<Family>,
     /// Of a root's table: the column that holds the primary key of the first family's root.
     refs: BTreeMap<usize, usize>,
+    /// In worlds with a replica: a table that only look-ups lead to, and the columns that lead there.
+    leaf: Option<usize>,
+    leads: Vec<(usize, usize)>,
+    /// No foreign key is enforced, and some lead nowhere.
+    is_loose: bool,
     state: State,
     next_id: u64,
     covered: BTreeMap<&'static str, u64>,
@@ -146,21 +153,28 @@ fn int(n: i64) -> Value {
 
 impl World {
     fn new(seed: u64) -> (Self, Rules) {
-        let mut world = World {
-            rng: Rng::with_seed(seed),
-            schemas: Vec::new(),
-            families: Vec::new(),
-            refs: BTreeMap::new(),
-            state: State::default(),
-            next_id: 0,
-            covered: CONSTRUCTS.iter().map(|name| (*name, 0)).collect(),
-        };
+        let mut world = Self::empty(seed);
         for _ in 0..world.rng.usize(1..=3) {
             world.family();
         }
         world.state.tables = vec![BTreeMap::new(); world.schemas.len()];
         let rules = world.rules();
         (world, rules)
+    }
+
+    fn empty(seed: u64) -> Self {
+        World {
+            rng: Rng::with_seed(seed),
+            schemas: Vec::new(),
+            families: Vec::new(),
+            refs: BTreeMap::new(),
+            leaf: None,
+            leads: Vec::new(),
+            is_loose: false,
+            state: State::default(),
+            next_id: 0,
+            covered: CONSTRUCTS.iter().map(|name| (*name, 0)).collect(),
+        }
     }
 
     fn cover(&mut self, construct: &'static str) {
@@ -187,6 +201,7 @@ impl World {
             columns.push(("ref".into(), Type::INT8));
         }
         columns.push(("t".into(), Type::TEXT));
+        self.lead(root, &mut columns);
         self.schema(columns, key_len);
         let mut family = Family { root, key: (0..key_len).collect(), children: Vec::new() };
         if children == 0 && self.rng.bool() {
@@ -201,6 +216,7 @@ impl World {
                 (vec![("id".into(), Type::INT4), link], 1, 1)
             };
             columns.extend([("t".into(), Type::TEXT), ("v".into(), Type::INT4)]);
+            self.lead(table, &mut columns);
             self.schema(columns, key_len);
             family.children.push((table, link_at));
         }
@@ -277,12 +293,16 @@ impl World {
                         name: format!("c{at}"),
                         table: *table,
                         link: *link,
-                        enforced: false,
+                        enforced: self.leaf.is_some() && !self.is_loose,
                     })
                     .collect(),
             });
             for _ in 0..self.rng.usize(1..=4) {
                 let name = format!("E{}", events.len());
+                if let Some(event) = self.held_rule(index, &name, &events, &topic) {
+                    events.push(event);
+                    continue;
+                }
                 let (when, data, compact) = self.rule(family);
                 let condition = self.condition(family, &when).filter(|_| !compact);
                 let via = self
@@ -312,7 +332,10 @@ impl World {
         }
         // With another identity it is not always known whether a row has changed.
         let is_known = self.schemas.iter().all(|schema| schema.kind == Identity::Full);
-        let unmapped = if is_known && self.rng.bool() { Unmapped::Fail } else { Unmapped::Ignore };
+        let unmapped = if self.leaf.is_none() && is_known && self.rng.bool() { Unmapped::Fail } else { Unmapped::Ignore };
+        for &table in events.iter().flat_map(|event: &EventRule| &event.needs) {
+            tables[table].held = true;
+        }
         Rules { tables, aggregates, events, unmapped, truncate: Truncate::Fail }
     }
 
@@ -491,6 +514,7 @@ impl World {
         if let Some(&via) = self.refs.get(&table) {
             row[via] = self.some_root_key(self.families[0].root);
         }
+        self.lead_row(table, &mut row);
         *row.last_mut().unwrap() = int(0);
         row
     }
@@ -518,7 +542,8 @@ impl World {
         let links =
             self.families.iter().filter(|family| family.root == root).flat_map(|family| family.children.clone());
         let refs = self.refs.iter().map(|(&table, &via)| (table, via)).filter(|_| root == self.families[0].root);
-        let rows = links.chain(refs).flat_map(|(table, column)| {
+        let leads = self.leads.iter().copied().filter(|_| self.leaf == Some(root));
+        let rows = links.chain(refs).chain(leads).flat_map(|(table, column)| {
             let rows = self.state.tables[table].iter().filter(move |(_, row)| row[column] == *key);
             rows.map(move |(&id, _)| (table, column, id)).collect::<Vec<_>>()
         });
@@ -527,7 +552,8 @@ impl World {
 
     fn delete_root(&mut self, table: usize, id: u64, log: &mut Vec<Statement>) {
         let key = self.state.tables[table][&id][0].clone();
-        if self.schemas[table].key_len == 1 {
+        let leaves_them = self.is_loose && self.rng.u8(..3) == 0;
+        if self.schemas[table].key_len == 1 && !leaves_them {
             for (child, link, child_id) in self.dependents(table, &key) {
                 let Some(mut row) = self.state.tables[child].get(&child_id).cloned() else { continue };
                 let is_key = link < self.schemas[child].key_len;
@@ -577,17 +603,26 @@ impl World {
             row[at] = Some(value);
         }
         let new = row[0].clone();
-        let is_root = self.families.iter().any(|family| family.root == table) && self.schemas[table].key_len == 1;
+        let is_root = (self.families.iter().any(|family| family.root == table) && self.schemas[table].key_len == 1)
+            || self.leaf == Some(table);
         let dependents = if is_root { self.dependents(table, &old) } else { Vec::new() };
         self.update(table, id, row, log);
         for (child, link, child_id) in dependents {
             let mut row = self.state.tables[child][&child_id].clone();
             row[link] = new.clone();
+            // One that has hung on nothing may have that key.
+            if self.is_loose && link < self.schemas[child].key_len && self.find(child, &self.key(child, &row)).is_some()
+            {
+                continue;
+            }
             self.update(child, child_id, row, log);
         }
     }
 
     fn statement(&mut self, log: &mut Vec<Statement>) {
+        if self.leaf.is_some() && self.rng.u8(..4) == 0 {
+            return self.leaf_statement(log);
+        }
         let family = self.families[self.rng.usize(..self.families.len())].clone();
         let root = family.root;
         let z = self.schemas[root].columns.len() - 1;
@@ -611,9 +646,10 @@ impl World {
             3 | 4 => {
                 if let Some(id) = self.some(root) {
                     let mut row = self.state.tables[root][&id].clone();
-                    let names = ["a", "b", "t", "k", "ref"];
-                    let name = names[self.rng.usize(..5)];
+                    let names = ["a", "b", "t", "k", "ref", "l"];
+                    let name = names[self.rng.usize(..if self.leaf.is_some() { 6 } else { 5 })];
                     match name {
+                        "l" => self.lead_row(root, &mut row),
                         "a" => row[self.column(root, "a")] = int(self.rng.i64(0..3)),
                         "b" => row[self.column(root, "b")] = if self.rng.bool() { None } else { Some("c".into()) },
                         "t" => row[self.column(root, "t")] = self.text(),
@@ -705,6 +741,7 @@ impl World {
         let (v, t) = (self.column(child, "v"), self.column(child, "t"));
         row[v] = int(self.rng.i64(0..3));
         row[t] = self.text();
+        self.lead_row(child, &mut row);
         *row.last_mut().unwrap() = int(0);
         if link < self.schemas[child].key_len
             && (row[link].is_none() || self.find(child, &self.key(child, &row)).is_some())
@@ -732,7 +769,8 @@ impl World {
             }
             (5, Some(id)) => {
                 let mut row = self.state.tables[child][&id].clone();
-                match self.rng.u8(..3) {
+                match self.rng.u8(..if self.leaf.is_some() { 4 } else { 3 }) {
+                    3 => self.lead_row(child, &mut row),
                     0 => row[self.column(child, "v")] = int(self.rng.i64(0..3)),
                     1 => row[self.column(child, "t")] = self.text(),
                     _ => *row.last_mut().unwrap() = int(self.rng.i64(0..100)),
@@ -812,8 +850,16 @@ fn encode(schema: &Schema, row: &[Value], last: Option<&[Value]>, is_said: impl 
 }
 
 fn take(mapping: &mut Mapping, schemas: &[Schema], log: &[Statement], commit: u64) -> Result<(), super::MapError> {
+    mapping.begin(&at(commit), false);
+    take_all(mapping, schemas, log, commit)
+}
+
+fn at(commit: u64) -> Commit {
+    Commit { xid: 1, lsn: Lsn(commit * 1000), end: Lsn(commit * 1000), time: 0 }
+}
+
+fn take_all(mapping: &mut Mapping, schemas: &[Schema], log: &[Statement], commit: u64) -> Result<(), super::MapError> {
     let lsn = Lsn(commit * 1000);
-    mapping.begin(&Commit { xid: 1, lsn, end: lsn, time: 0 }, false);
     for statement in log {
         let (Statement::Insert(table, _) | Statement::Update(table, ..) | Statement::Delete(table, _)) = statement;
         let schema = &schemas[*table];
@@ -900,7 +946,10 @@ struct Compared<'a> {
     world: &'a World,
     rules: &'a Rules,
     rows: Vec<Vec<Pair<'a>>>,
+    before: &'a State,
     after: &'a State,
+    /// Per event whether it is passed over.
+    passed: Vec<bool>,
 }
 
 struct Kin<'a> {
@@ -935,7 +984,7 @@ impl<'a> Compared<'a> {
             });
             rows
         });
-        Self { world, rules, rows: rows.collect(), after }
+        Self { world, rules, rows: rows.collect(), before, after, passed: vec![false; rules.events.len()] }
     }
 
     fn kin(&self, family: &Family, collection: usize, root: Pair<'a>) -> Vec<Kin<'a>> {
@@ -968,6 +1017,7 @@ impl<'a> Compared<'a> {
         let (a, b) = (self.world.column(family.root, "a"), self.world.column(family.root, "b"));
         let holds = match rule.condition.as_ref().map(|condition| condition.text.as_str()) {
             Some(HAS_B) => root.after.is_some_and(|row| row[b].is_some()),
+            Some(IS_ONE) => root.after.is_some_and(|row| row[a].as_deref() == Some("1")),
             Some(_) => root.before.zip(root.after).is_none_or(|(before, after)| before[a] != after[a]),
             None => true,
         };
@@ -1070,7 +1120,12 @@ impl<'a> Compared<'a> {
                         (value, _) => self.json(table, *column, &value.cloned()),
                     }
                 }
-                Field::Object(_) | Field::LookUp { .. } => unreachable!("not made here"),
+                Field::Object(fields) => self.data(family, table, fields, pair, root),
+                Field::LookUp { hops, column, old, .. } => {
+                    let row = if *old { pair.before } else { pair.after.or(pair.before) };
+                    let (found, table) = self.look_up(row, table, hops, *old, root.after.is_none());
+                    found.map_or("null".into(), |row| self.json(table, *column, &row[*column]))
+                }
                 Field::Each { collection, data } => {
                     let child = family.children[*collection].0;
                     let gone = root.after.is_none();
@@ -1097,14 +1152,20 @@ impl<'a> Compared<'a> {
         let table = self.world.families[cause.aggregate].root;
         let has = |row: Option<&Vec<Value>>| row.is_some_and(|row| row[0].as_ref() == Some(key));
         let gone = root.after.is_none();
-        let other = *self.rows[table].iter().find(|pair| if gone { has(pair.before) } else { has(pair.after) })?;
-        let is_told = self.fires(cause, other) && !(cause.compact && other.after.is_none());
+        let named = self.rows[table].iter().find(|pair| if gone { has(pair.before) } else { has(pair.after) });
+        // Where no foreign key is enforced, what refers to it may outlive it.
+        let outlived = || self.rows[table].iter().find(|pair| pair.after.is_none() && has(pair.before));
+        let other = *named.or_else(outlived)?;
+        let is_told = !self.passed[*event] && self.fires(cause, other) && !(cause.compact && other.after.is_none());
         is_told.then(|| (*event, self.row(table, other)))
     }
 
     fn events(&self) -> Vec<Told> {
         let mut all = Vec::new();
         for (index, rule) in self.rules.events.iter().enumerate() {
+            if self.passed[index] || rule.when.is_empty() {
+                continue;
+            }
             let family = &self.world.families[rule.aggregate];
             let table = family.root;
             for &root in &self.rows[table] {
@@ -1287,6 +1348,9 @@ impl World {
         }
     }
 }
+
+/// The one predicate of the model.
+const IS_ONE: &str = "new.a == 1";
 
 /// Worlds of one run.
 const SEEDS: u64 = 3000;

@@ -403,7 +403,7 @@ pub(super) fn events(of: Of, before: &Tables, after: &Tables, held: bool) -> Vec
         let has_changed = pair.before.is_none_or(|old| pair.after.is_some_and(|new| old.v != new.v));
         if has_changed || finding.parts_changed(pair) {
             let (now, tables) = (pair.last(), if pair.after.is_some() { after } else { before });
-            let data = format!("{},{}", now.data(), list_with_roots(tables, before, pair));
+            let data = format!("{},{}", now.data(), list_with_roots(tables, before, after, pair));
             finding.event("Told", pair, &data);
         }
     }
@@ -411,8 +411,10 @@ pub(super) fn events(of: Of, before: &Tables, after: &Tables, held: bool) -> Vec
 }
 
 /// The parts of a root, with the root's value as it is, and of the root that each had before as it was.
-fn list_with_roots(tables: &Tables, before: &Tables, pair: &Pair<'_, Root>) -> String {
+fn list_with_roots(tables: &Tables, before: &Tables, after: &Tables, pair: &Pair<'_, Root>) -> String {
     let root = pair.last();
+    // What a key of a root that is gone leads to may be another root by now.
+    let of = after.roots.values().find(|now| now.key == root.key).unwrap_or(root).v;
     let mut parts: Vec<_> = tables.parts.iter().filter(|(_, part)| part.root == Some(root.key)).collect();
     parts.sort_by_key(|(_, part)| part.key);
     let parts: Vec<_> = parts
@@ -421,7 +423,7 @@ fn list_with_roots(tables: &Tables, before: &Tables, pair: &Pair<'_, Root>) -> S
             let was = before.parts.get(id).or_else(|| before.parts.values().find(|old| old.key == part.key));
             let was = was.and_then(|was| before.roots.values().find(|old| Some(old.key) == was.root));
             let was = was.map_or("null".into(), |was| format!(r#""v{}""#, was.v));
-            format!(r#"{{"id":{},"n":{},"of":"v{}","was":{was}}}"#, part.key, part.n, root.v)
+            format!(r#"{{"id":{},"n":{},"of":"v{}","was":{was}}}"#, part.key, part.n, of)
         })
         .collect();
     format!(r#""parts":[{}]"#, parts.join(","))
