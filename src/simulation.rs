@@ -458,7 +458,9 @@ impl World {
     /// What is to be published of a transaction.
     fn records(&self, transaction: &Committed) -> Vec<Published> {
         let is_gated = self.gated.contains(&transaction.xid);
-        records(transaction).filter(|record| record.event.is_none() || !is_gated).collect()
+        let needs_rows =
+            |record: &Published| record.event.as_ref().is_some_and(|event| !event.contains(aggregates::COMPLETE));
+        records(transaction).filter(|record| !is_gated || !needs_rows(record)).collect()
     }
 
     fn is_published(&self, transaction: &Committed, record: &Published) -> bool {

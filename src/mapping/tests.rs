@@ -332,7 +332,8 @@ impl World {
         }
         // With another identity it is not always known whether a row has changed.
         let is_known = self.schemas.iter().all(|schema| schema.kind == Identity::Full);
-        let unmapped = if self.leaf.is_none() && is_known && self.rng.bool() { Unmapped::Fail } else { Unmapped::Ignore };
+        let unmapped =
+            if self.leaf.is_none() && is_known && self.rng.bool() { Unmapped::Fail } else { Unmapped::Ignore };
         for &table in events.iter().flat_map(|event: &EventRule| &event.needs) {
             tables[table].held = true;
         }

@@ -47,6 +47,8 @@ pub(super) const CONFIG: &str = "
         Latest: { of: State, when: any, compact: true, data: { id: id, v: v } },
     }";
 
+/// In the id of the event that its transaction tells all of.
+pub(super) const COMPLETE: &str = "-Opened.";
 /// Beside them, what needs rows that a transaction does not carry.
 pub(super) const HELD: &str = "
         Told: { of: Root, when: [created, { v: changed }, { parts: any }], data: {
