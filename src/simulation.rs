@@ -487,7 +487,11 @@ impl World {
             let tables = progress.replica.iter().flat_map(|replica| &replica.tables);
             let from = tables.map(|table| table.from).max().unwrap_or(Lsn(u64::MAX));
             let published = self.log.iter().filter(|t| t.end > before && t.end <= end && t.commit < from);
-            self.gated.extend(published.map(|transaction| transaction.xid));
+            let published: Vec<_> = published.map(|transaction| transaction.xid).collect();
+            if std::env::var_os("OFFSHOOT_SIM_SAYS").is_some() {
+                eprintln!("DBG gated {published:?} {before} .. {end} from {from} progress {:?}", progress.replica);
+            }
+            self.gated.extend(published);
             self.covered.loads += usize::from(progress.replica.as_ref().is_some_and(|now| {
                 let was = self.last_progress().and_then(|before| before.replica);
                 was.is_none_or(|was| was.loads < now.loads)
