@@ -338,6 +338,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             );
         }
         self.pipe.ledger = Ledger::going_on(&self.pipe.ledger, self.start.published);
+        // Until it is known better, and a stop may come before that.
+        self.keeping.holding = progress.as_ref().and_then(|progress| progress.replica.clone());
         self.progress = progress;
         self.hold().await?;
         if !self.keeping.waits_for_position() {
