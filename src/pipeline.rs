@@ -263,6 +263,11 @@ impl<S: Source, K: Sink> Pipeline<'_, S, K> {
             Err(error @ Error::Encode { .. }) => (error, 1),
             Err(error @ Error::Source(SourceError::Undecodable(_))) => (error, 0),
             Err(error) => {
+                #[cfg(test)]
+                if is_planted(PlantedBug::KeepsWhatFailed) {
+                    run.uncommitted.committing = None;
+                    let _ = run.store(true);
+                }
                 if let Error::Record { commit, .. } = &error {
                     run.pipe.untold = Some(*commit);
                 }

@@ -49,6 +49,16 @@ pub(crate) enum PlantedBug {
     ChildrenStayBehind,
     /// A key that another row has got is given a tombstone.
     BuriesReusedKeys,
+    /// Rows are kept on disk before Kafka has committed them.
+    StoresBeforeTheCommit,
+    /// The copy on disk says of the topic one record more than it has.
+    StoresOneTooFar,
+    /// What was put in a run that failed is kept on disk.
+    KeepsWhatFailed,
+    /// Rows that were loaded from a log that a fail-over has undone are held.
+    HoldsWhatWasUndone,
+    /// What commits at the position of a load, or later, does not wait for its end.
+    NothingWaitsForLoads,
     /// Keys come in the order of their text.
     SortsNumbersAsText,
     /// A look-up of what was sees what the transaction has made of it.

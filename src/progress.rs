@@ -450,6 +450,22 @@ pub fn start(progress: Option<&Progress>, found: &Found) -> Result<Start, Gap> {
     }
 }
 
+/// What is held in whole, as a record says, and is of the log that we are on. Rows that were loaded at a position which a fail-over has undone may be of
+/// transactions that never came to be, as may all rows once such a transaction was published.
+pub fn held(progress: &Progress, found: &Found, start: &Start) -> Holding {
+    let mut holding = progress.replica.clone().unwrap_or_default();
+    let left = found.history.iter().find(|(timeline, _)| *timeline == progress.origin.timeline).map(|(_, left)| *left);
+    let is_ours = |from: Lsn| match left {
+        Some(left) => from <= left,
+        None => progress.origin.timeline == found.origin.timeline,
+    };
+    #[cfg(test)]
+    let is_ours = |from| is_planted(PlantedBug::HoldsWhatWasUndone) || is_ours(from);
+    let came_to_be = start.never_came_to_be.is_none();
+    holding.tables.retain(|table| table.complete && came_to_be && is_ours(table.from));
+    holding
+}
+
 /// Whether the slot has been moved past what was published.
 pub fn slot_ahead(progress: &Progress, confirmed: Lsn, slot: &str) -> Result<(), Gap> {
     match progress.reached {
@@ -553,6 +569,32 @@ mod tests {
         let forgotten = progress.clone().forgetting();
         assert_eq!(forgotten.replica, Some(Holding { tables: Vec::new(), ..holding }));
         assert_eq!(progress.holding(None), at(100));
+    }
+
+    #[test]
+    fn what_was_loaded_beyond_the_end_of_a_timeline_is_not_held() {
+        let table = |from, complete| HeldTable {
+            table: "public.show".into(),
+            columns: Vec::new(),
+            load: 1,
+            from: Lsn(from),
+            complete,
+        };
+        let holding =
+            Holding { tables: vec![table(40, true), table(60, true), table(30, false)], ..Holding::default() };
+        let progress = at(30).holding(Some(holding));
+        let from = |found: &Found, start: &Start| {
+            held(&progress, found, start).tables.iter().map(|table| table.from.0).collect::<Vec<_>>()
+        };
+        let going_on = |found: &Found| start(Some(&progress), found).unwrap();
+        let mut here = found(30, 200);
+        assert_eq!(from(&here, &going_on(&here)), [40, 60]);
+        here.origin.timeline += 1;
+        here.history = vec![(progress.origin.timeline, Lsn(50))];
+        assert_eq!(from(&here, &going_on(&here)), [40]);
+        here.history = vec![(progress.origin.timeline, Lsn(20))];
+        here.confirmed = Lsn(10);
+        assert_eq!(from(&here, &going_on(&here)), [0; 0], "what was published has been undone");
     }
 
     #[test]

@@ -216,6 +216,8 @@ struct World {
     open_kept: Vec<KeptRecord>,
     /// Transactions that were published before the rows were held that their events need.
     gated: HashSet<u32>,
+    /// Transactions that a progress record covers.
+    told: HashSet<u32>,
     /// By instance: what is left on its disk.
     disks: [Disk; INSTANCES],
     config: Rc<Config>,
@@ -279,6 +281,7 @@ impl World {
             kept: None,
             open_kept: Vec::new(),
             gated: HashSet::new(),
+            told: HashSet::new(),
             disks: Default::default(),
             config,
             topic: Default::default(),
@@ -480,18 +483,13 @@ impl World {
         if self.held
             && let Reached::End { end, .. } = progress.reached
         {
-            let before = match self.last_progress().map(|before| before.reached) {
-                Some(Reached::End { end, .. }) => end,
-                _ => Lsn::INVALID,
-            };
             let tables = progress.replica.iter().flat_map(|replica| &replica.tables);
             let from = tables.map(|table| table.from).max().unwrap_or(Lsn(u64::MAX));
-            let published = self.log.iter().filter(|t| t.end > before && t.end <= end && t.commit < from);
-            let published: Vec<_> = published.map(|transaction| transaction.xid).collect();
-            if std::env::var_os("OFFSHOOT_SIM_SAYS").is_some() {
-                eprintln!("DBG gated {published:?} {before} .. {end} from {from} progress {:?}", progress.replica);
+            for transaction in self.log.iter().filter(|transaction| transaction.end <= end) {
+                if self.told.insert(transaction.xid) && transaction.commit < from {
+                    self.gated.insert(transaction.xid);
+                }
             }
-            self.gated.extend(published);
             self.covered.loads += usize::from(progress.replica.as_ref().is_some_and(|now| {
                 let was = self.last_progress().and_then(|before| before.replica);
                 was.is_none_or(|was| was.loads < now.loads)
@@ -1650,7 +1648,8 @@ fn a_seed_lives_the_same_lives_again() {
 #[test]
 fn each_planted_bug_is_found() {
     use PlantedBug::*;
-    const SEEDS_MAX: u64 = 20;
+    // Of some, few worlds have what they take.
+    const SEEDS_MAX: u64 = 200;
     let found = |bug, delivery| (0..SEEDS_MAX).find_map(|seed| Some((seed, world(seed, delivery, Some(bug)).broken?)));
     let check = |bug, delivery: Delivery| {
         let found = found(bug, delivery);
@@ -1674,6 +1673,9 @@ fn each_planted_bug_is_found() {
         EventsCountAnew,
         FencesBeforeTheSlot,
     ] {
+        check(bug, Delivery::ExactlyOnce);
+    }
+    for bug in [StoresBeforeTheCommit, StoresOneTooFar, KeepsWhatFailed, HoldsWhatWasUndone, NothingWaitsForLoads] {
         check(bug, Delivery::ExactlyOnce);
     }
 }

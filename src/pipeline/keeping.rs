@@ -10,6 +10,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::{Error, Run, STATUS_INTERVAL, Sending};
+#[cfg(test)]
+use crate::planted::{PlantedBug, is_planted};
 use crate::{
     change::{Commit, Micros},
     ledger::Ledger,
@@ -158,10 +160,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             self.keeping.holding = before.map(|before| Holding { tables: Vec::new(), ..before });
             return Ok(());
         }
-        let mut holding = before
-            .unwrap_or_else(|| Holding { generation: format!("{:016x}", fastrand::u64(..)), ..Holding::default() });
-        if self.start.never_came_to_be.is_some() {
-            holding.tables.clear();
+        let mut holding = progress::held(progress, &self.pipe.found, &self.start);
+        if holding.generation.is_empty() {
+            holding.generation = format!("{:016x}", fastrand::u64(..));
         }
         let published = self.start.published;
         let topic = self.find_topic(&holding).await?;
@@ -169,7 +170,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let shape_of = |table: &HeldTable| {
             shapes.iter().find(|shape| shape.full_name() == table.table && shape.columns == table.columns)
         };
-        holding.tables.retain(|table| table.complete && shape_of(table).is_some());
+        holding.tables.retain(|table| shape_of(table).is_some());
         for table in &holding.tables {
             let shape = shape_of(table).expect("only those are left");
             self.pipe.outlets.set_held(shape.table, table.load, Some(table.from));
@@ -364,6 +365,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     pub(super) fn may_come(&mut self, item: Item) -> Option<Item> {
         let Some(at) = at(&item) else { return Some(item) };
         let loads = self.keeping.load.as_ref().is_some_and(|load| load.from.is_none_or(|from| at >= from));
+        #[cfg(test)]
+        let loads = loads && !is_planted(PlantedBug::NothingWaitsForLoads);
         let tells = self.keeping.backfill.as_ref().is_some_and(|(from, _)| at >= *from);
         if !loads && !tells {
             return Some(item);
@@ -430,6 +433,10 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let Keeping { put, committing, stored, stored_at, durable_at, .. } = &mut self.keeping;
         let (Some(at), Some(durable)) = (*stored_at, *durable_at) else { return Ok(()) };
         let is_quiet = *put == *committing && self.uncommitted.committing.is_none();
+        #[cfg(test)]
+        let is_quiet = is_quiet
+            || is_planted(PlantedBug::StoresBeforeTheCommit)
+            || is_planted(PlantedBug::KeepsWhatFailed) && is_last;
         if !is_quiet || *put == *stored || !is_last && at.elapsed() < STORE_INTERVAL {
             return Ok(());
         }
@@ -442,7 +449,10 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let holding = self.keeping.holding.as_ref().expect("something was put");
         let position = Position {
             generation: holding.generation.clone(),
+            #[cfg(not(test))]
             offset: self.keeping.end,
+            #[cfg(test)]
+            offset: self.keeping.end + i64::from(is_planted(PlantedBug::StoresOneTooFar)),
             time: (self.pipe.clock)(),
             shapes: serde_json::to_string(&self.keeping.shapes).expect("plain texts"),
         };

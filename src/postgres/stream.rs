@@ -29,6 +29,8 @@ pub struct PostgresSource<W> {
     loading: Option<Receiver<Result<Load, SourceError>>>,
     /// What of that has come and was not given yet; `None` within when it has broken off.
     loaded: Option<Option<Result<Load, SourceError>>>,
+    /// Whose turn it is.
+    load_first: bool,
     /// Nothing is read but what is loaded.
     paused: bool,
     /// The server wants a status now.
@@ -72,6 +74,7 @@ impl<W: Wire> PostgresSource<W> {
             clock,
             loading: None,
             loaded: None,
+            load_first: false,
             paused: false,
             status_wanted: false,
             lsn: confirmed,
@@ -109,7 +112,7 @@ impl<W: Wire> Source for PostgresSource<W> {
         if self.loaded.is_some() {
             return Ok(());
         }
-        let Self { wire, assembler, asked, loading, loaded, paused, .. } = self;
+        let Self { wire, assembler, asked, loading, loaded, load_first, paused, .. } = self;
         let load = async {
             match loading {
                 Some(loading) => loading.recv().await,
@@ -123,9 +126,19 @@ impl<W: Wire> Source for PostgresSource<W> {
                 (Some(question), false) => wire.facts(question).await.map(Some),
             }
         };
-        tokio::select! {
-            load = load => *loaded = Some(load),
-            facts = stream => {
+        // In turn, so that neither keeps the other waiting.
+        enum Came<L, F> {
+            Load(L),
+            Stream(F),
+        }
+        *load_first = !*load_first;
+        let came = match *load_first {
+            true => tokio::select! { biased; load = load => Came::Load(load), facts = stream => Came::Stream(facts) },
+            false => tokio::select! { biased; facts = stream => Came::Stream(facts), load = load => Came::Load(load) },
+        };
+        match came {
+            Came::Load(load) => *loaded = Some(load),
+            Came::Stream(facts) => {
                 if let Some(facts) = facts? {
                     assembler.answer(facts);
                     *asked = None;
