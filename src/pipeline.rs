@@ -343,8 +343,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             );
         }
         self.pipe.ledger = Ledger::going_on(&self.pipe.ledger, self.start.published);
-        // Until it is known better, and a stop may come before that.
-        self.keeping.holding = progress.as_ref().and_then(|progress| progress.replica.clone());
+        // A stop may come before it is found again.
+        let before = progress.as_ref().filter(|progress| progress.replica.is_some());
+        self.keeping.holding = before.map(|before| progress::held(before, &self.pipe.found, &self.start));
         self.progress = progress;
         self.hold().await?;
         if !self.keeping.waits_for_position() {

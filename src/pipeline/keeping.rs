@@ -46,8 +46,8 @@ pub(super) struct Keeping {
     pub(super) holding: Option<Holding>,
     shapes: Vec<HeldShape>,
     load: Option<Loading>,
-    /// Where the topic ends, after the last record of ours that is durable.
-    end: i64,
+    /// Where the topic ends, after the last record of ours that is durable; `None` until that has been found.
+    end: Option<i64>,
     /// Rows that were put, those of them that the commit on its way covers, and those that are on disk.
     put: u64,
     committing: u64,
@@ -77,7 +77,7 @@ struct Loading {
 impl Keeping {
     /// What has been put is committed in Kafka, but for what was put since.
     pub(super) fn committed(&mut self, end: Option<i64>) {
-        self.end = end.unwrap_or(self.end).max(self.end);
+        self.end = self.end.max(end);
     }
 
     /// What is put from now on is not of the commit that is asked for now.
@@ -85,7 +85,7 @@ impl Keeping {
         self.committing = self.put;
         let end = self.end;
         self.holding.as_mut().map(|holding| {
-            holding.end = end;
+            holding.end = end.unwrap_or(holding.end);
             holding.clone()
         })
     }
@@ -161,7 +161,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             return Ok(());
         }
         let mut holding = progress::held(progress, &self.pipe.found, &self.start);
-        if holding.generation.is_empty() {
+        if holding.tables.is_empty() {
+            // Whatever a copy on disk has is of no use.
             holding.generation = format!("{:016x}", fastrand::u64(..));
         }
         let published = self.start.published;
@@ -255,7 +256,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 "has read what is held of the source's tables"
             );
         }
-        self.keeping.end = topic.end;
+        self.keeping.end = Some(topic.end);
         Ok(())
     }
 
@@ -447,12 +448,12 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             *durable_at = Some(Instant::now());
         }
         let holding = self.keeping.holding.as_ref().expect("something was put");
+        let offset = self.keeping.end.expect("the topic was read before anything was put");
+        #[cfg(test)]
+        let offset = offset + i64::from(is_planted(PlantedBug::StoresOneTooFar));
         let position = Position {
             generation: holding.generation.clone(),
-            #[cfg(not(test))]
-            offset: self.keeping.end,
-            #[cfg(test)]
-            offset: self.keeping.end + i64::from(is_planted(PlantedBug::StoresOneTooFar)),
+            offset,
             time: (self.pipe.clock)(),
             shapes: serde_json::to_string(&self.keeping.shapes).expect("plain texts"),
         };
