@@ -17,8 +17,10 @@ use crate::{
 
 pub(super) const ROOT: u32 = 16_402;
 pub(super) const PART: u32 = 16_403;
-/// What the log says of the two tables: table, name, columns.
-pub(super) const RELATIONS: [(u32, &str, &[(bool, &str, u32, i32)]); 2] = [
+/// A table as the log has it: oid, name, columns.
+type Relation = (u32, &'static str, &'static [(bool, &'static str, u32, i32)]);
+/// What the log says of the two tables.
+pub(super) const RELATIONS: [Relation; 2] = [
     (ROOT, "root", &[(true, "id", 23, -1), (true, "v", 25, -1)]),
     (PART, "part", &[(true, "id", 23, -1), (true, "root_id", 23, -1), (true, "n", 23, -1)]),
 ];
