@@ -315,7 +315,8 @@ impl World {
         }
         let is_gone = |id: &i64| !self.orders.contains_key(id) && !moved.values().any(|from| from == id);
         for (id, order) in orders.iter().filter(|(id, _)| is_gone(id)) {
-            let data = json!({ "id": id, "in": regions[&order.region], "lines": lines(order) });
+            // Of what it led to, as it is now; of itself and its children, as they were.
+            let data = json!({ "id": id, "in": self.regions[&order.region], "lines": lines(order) });
             told.push((id.to_string(), "OrderDeleted".into(), data));
         }
     }
@@ -443,8 +444,8 @@ fn killed_while_it_loads_it_loads_again_and_what_is_left_of_the_first_load_goes(
     let mut walk = Walk::new(SCHEMA, &[CHANGED]);
     let (proxy, url) = before_postgres(&walk.db);
     let direct = std::mem::replace(&mut walk.pipe.url, url);
-    // One of the two that read tables.
-    proxy.hold("COPY");
+    // One of the two that read tables, at the orders.
+    proxy.hold("region_id");
     let kafka = kafka::shared();
     let mut first = walk.run();
     let topic = walk.topic();
@@ -470,7 +471,8 @@ fn killed_while_it_loads_it_loads_again_and_what_is_left_of_the_first_load_goes(
         assert_eq!(second.metric(&number("loaded_rows")), Some(rows), "{table}");
         assert!(second.metric(&number("load_expected_rows")).is_some());
         let held = number("rows");
-        second.wait("what is left of the first load to go", DEADLINE, |o| (o.metric(&held) == Some(rows)).then_some(()));
+        second
+            .wait("what is left of the first load to go", DEADLINE, |o| (o.metric(&held) == Some(rows)).then_some(()));
     }
     assert!(second.metric("offshoot_replica_bytes").unwrap() > 10_000.0);
     assert!(second.metric("offshoot_replica_hits_total").unwrap() >= 2.0);
@@ -661,9 +663,8 @@ fn another_versions_file_stops_it_and_two_processes_do_not_share_one() {
     fs::remove_file(&file).unwrap();
     let mut first = walk.pipe.ready();
     let mut second = walk.run();
-    second.wait("the second to wait", DEADLINE, |o| {
-        o.log().join("\n").contains("another holds the slot").then_some(())
-    });
+    second
+        .wait("the second to wait", DEADLINE, |o| o.log().join("\n").contains("another holds the slot").then_some(()));
     walk.db.execute("UPDATE region SET name = 'a' WHERE id = 1");
     walk.tells(&mut first, &[renamed(1, "r1", "a")]);
     first.kill();
