@@ -25,7 +25,7 @@ use crate::{
         kept::KeptRow,
         rules::{EventRule, Rules},
     },
-    replica::{Position, Replica, ReplicaError},
+    replica::{Figures, Position, Replica, ReplicaError},
     sink::{Record, RecordBatch, Ticket, Topic},
     transaction::{Spill, SpillError, Transaction},
 };
@@ -468,6 +468,11 @@ impl Outlets {
     /// What was put is there at the next start.
     pub fn store(&mut self, position: &Position, durable: bool) -> Result<(), StepError> {
         Ok(self.replica().commit(position, durable)?)
+    }
+
+    /// How much is held, and how it was used since this was last asked.
+    pub fn replica_figures(&mut self) -> Figures {
+        self.replica().figures()
     }
 
     /// Keeps a row that was loaded.

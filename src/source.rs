@@ -49,6 +49,8 @@ pub struct Loaded {
     pub bytes: Vec<u8>,
     /// Where each row ends in `bytes`.
     pub ends: Vec<usize>,
+    /// How many rows the whole table is thought to have; 0 where nobody knows.
+    pub expected: u64,
 }
 
 /// Committed transactions in commit order.

@@ -201,8 +201,6 @@ pub struct Seams {
     pub ignored_transactions: Counter,
     /// Transactions that went to a spill file.
     pub spilled_transactions: Counter,
-    /// Rows that the replica was loaded with.
-    pub replica_loaded_rows: Counter,
     /// Rows of transactions that the replica was given.
     pub replica_kept_rows: Counter,
     /// Records handed to the sink.
@@ -363,7 +361,6 @@ impl Metrics {
                 "Transactions that were left out, since ignore_origin names where they came from",
             ),
             transactions: of.plain("transactions", "Transactions read whole from Postgres"),
-            replica_loaded_rows: of.plain("replica_loaded_rows", "Rows of the source's tables that were loaded, for events that need them"),
             replica_kept_rows: of.plain("replica_kept_rows", "Rows that transactions have changed, and events may need later"),
             spilled_transactions: of
                 .plain("spilled_transactions", "Transactions too large for memory, held in a spill file"),

@@ -4,7 +4,7 @@
 //! A load reads tables as they are at one position of the log. What commits before that goes on meanwhile, without the events that
 //! need these tables; what commits there or later waits until the load is at its end.
 
-use std::{ops::Range, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
@@ -70,7 +70,8 @@ struct Loading {
     number: u32,
     /// `None` until the source has said it.
     from: Option<Lsn>,
-    rows: u64,
+    /// Rows, by table.
+    read: BTreeMap<usize, u64>,
     since: Instant,
 }
 
@@ -256,6 +257,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 "has read what is held of the source's tables"
             );
         }
+        self.tell_figures(now);
         self.keeping.end = Some(topic.end);
         Ok(())
     }
@@ -272,7 +274,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.pipe.source.load(asked.collect());
         // What commits before the rows may go on, and that is not known yet.
         self.pipe.source.pause(true);
-        self.keeping.load = Some(Loading { tables, number, from: None, rows: 0, since: Instant::now() });
+        self.keeping.load = Some(Loading { tables, number, from: None, read: BTreeMap::new(), since: Instant::now() });
     }
 
     /// Takes what a load gives.
@@ -306,7 +308,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 let of_it = holding.tables.iter_mut().filter(|table| table.load == loading.number);
                 of_it.for_each(|table| table.complete = true);
                 self.keeping.burying = loading.tables;
-                info!(rows = loading.rows, seconds = loading.since.elapsed().as_secs(), "has loaded what events need");
+                let rows: u64 = loading.read.values().sum();
+                info!(rows, seconds = loading.since.elapsed().as_secs(), "has loaded what events need");
                 self.plan_backfill(&holding, self.pipe.ledger.sent_whole());
                 self.keeping.holding = Some(holding);
                 Ok(())
@@ -316,9 +319,11 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
 
     fn keep_loaded(&mut self, rows: &Loaded) -> Result<(), Error> {
         let loading = self.keeping.load.as_mut().expect("it was asked for");
-        let (table, number) = (self.keeping.shapes[loading.tables[rows.table]].table, loading.number);
-        loading.rows += rows.ends.len() as u64;
-        self.pipe.metrics.replica_loaded_rows.inc_by(rows.ends.len() as u64);
+        let shape = &self.keeping.shapes[loading.tables[rows.table]];
+        let (table, number) = (shape.table, loading.number);
+        let read = loading.read.entry(rows.table).or_default();
+        *read += rows.ends.len() as u64;
+        self.pipe.metrics.replica_loaded(&shape.full_name(), *read, rows.expected);
         let ticket = self.pipe.ledger.aside();
         let topic = self.pipe.sink.kept_topic();
         let mut start = 0;
@@ -457,6 +462,20 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             time: (self.pipe.clock)(),
             shapes: serde_json::to_string(&self.keeping.shapes).expect("plain texts"),
         };
-        self.pipe.outlets.store(&position, is_durable).map_err(Error::Hold)
+        self.pipe.outlets.store(&position, is_durable).map_err(Error::Hold)?;
+        self.tell_figures(position.time);
+        Ok(())
+    }
+
+    /// The copy on disk was brought up to date then.
+    fn tell_figures(&mut self, time: Micros) {
+        let (figures, metrics) = (self.pipe.outlets.replica_figures(), self.pipe.metrics);
+        for shape in &self.keeping.shapes {
+            metrics.replica_rows(&shape.full_name(), figures.rows.get(shape.table).copied().unwrap_or(0));
+        }
+        metrics.replica_bytes.set(figures.bytes);
+        metrics.replica_hits.inc_by(figures.hits);
+        metrics.replica_misses.inc_by(figures.misses);
+        metrics.replica_kept(time);
     }
 }

@@ -325,9 +325,11 @@ impl Work {
     fn give(
         &self,
         room: Result<mpsc::Permit<'_, Result<Load, SourceError>>, mpsc::error::SendError<()>>,
-        batch: Loaded,
+        mut batch: Loaded,
     ) {
-        self.progress[batch.table].rows.fetch_add(batch.ends.len() as u64, Relaxed);
+        let progress = &self.progress[batch.table];
+        batch.expected = progress.rows_estimated;
+        progress.rows.fetch_add(batch.ends.len() as u64, Relaxed);
         if let Ok(room) = room {
             room.send(Ok(Load::Rows(batch)));
         }

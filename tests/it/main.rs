@@ -36,5 +36,6 @@ mod endurance;
 mod events;
 mod mapping_check;
 mod load;
+mod replica;
 mod altered;
 mod consumers;
