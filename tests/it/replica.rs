@@ -445,7 +445,7 @@ fn killed_while_it_loads_it_loads_again_and_what_is_left_of_the_first_load_goes(
     let (proxy, url) = before_postgres(&walk.db);
     let direct = std::mem::replace(&mut walk.pipe.url, url);
     // One of the two that read tables, at the orders.
-    proxy.hold("region_id");
+    proxy.hold(r#"FROM ONLY "public"."orders""#);
     let kafka = kafka::shared();
     let mut first = walk.run();
     let topic = walk.topic();
