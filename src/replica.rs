@@ -9,8 +9,6 @@
 mod overlay;
 #[cfg(test)]
 pub(crate) mod disk;
-#[cfg(test)]
-mod tests;
 
 use std::{
     fmt, fs, io,
@@ -442,3 +440,6 @@ fn entry<T: Default + Clone>(list: &mut Vec<T>, table: u16) -> &mut T {
     }
     &mut list[at]
 }
+
+#[cfg(test)]
+mod tests;

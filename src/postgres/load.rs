@@ -421,8 +421,8 @@ const NOTICE_THE_END: &str = "SET client_connection_check_interval = '5s'; SELEC
 
 /// The transactions that a slot waits for have ids; the oldest of them.
 const OLDEST: &str = "
-SELECT pid, to_char(xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM pg_stat_activity
-WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1";
+SELECT pid, coalesce(to_char(xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), 'a time that our role may not see')
+FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1";
 
 /// A table and its partitions, with what the snapshot knows of them, and how many blocks they have by now.
 const LEAVES: &str = "

@@ -250,8 +250,8 @@ fn a_progress_record_of_another_format_stops_with_words() {
     let db = database();
     let pipe = Pipe::of(&db);
     pipe.prepare();
-    kafka::shared().produce(&progress_topic(&pipe), Some(b"progress"), Some(br#"{"format":2,"shape":"unknown"}"#));
-    pipe.ends(4, &["its format is 2, this program reads 1"]);
+    kafka::shared().produce(&progress_topic(&pipe), Some(b"progress"), Some(br#"{"format":3,"shape":"unknown"}"#));
+    pipe.ends(4, &["its format is 3, this program reads 1 to 2"]);
     let (code, text) = pipe.command(&["resume", "--from-slot", "--yes"]);
     assert_eq!(code, 4, "{text}");
 }
