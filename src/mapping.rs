@@ -506,6 +506,12 @@ impl Mapping {
         self.held.set(table, load, from);
     }
 
+    /// The end of a transaction: a file that it was put together in goes.
+    pub fn end(&mut self) {
+        let commit = self.commit;
+        self.clear(&commit);
+    }
+
     /// Forgets what was taken and begins a transaction. `keeping`: its events are published, and some of its rows are kept; none are made,
     /// and all rows are kept again.
     pub fn begin(&mut self, commit: &Commit, keeping: bool) {

@@ -321,6 +321,13 @@ impl Outlets {
         Ok(if is_ignored { Leaves::Ignored } else { Leaves::Yes })
     }
 
+    /// The end of a transaction: nothing of it is held any more.
+    pub fn end(&mut self) {
+        if let Some(events) = &mut self.events {
+            events.mapping.end();
+        }
+    }
+
     /// Takes the next step; `None` when there is no further one. After an error the batch is as it was.
     pub fn step(&mut self, transaction: &mut Transaction, step: Step<'_>) -> Result<Option<Told>, StepError> {
         let commit = transaction.commit;

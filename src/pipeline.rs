@@ -480,6 +480,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Everything of a transaction has been sent.
     fn close(&mut self, sending: Sending) {
         self.pipe.ledger.close(sending.ticket);
+        self.pipe.outlets.end();
         self.backfilled(sending.transaction.commit.lsn);
         self.pipe.source.recycle(sending.transaction);
     }

@@ -506,22 +506,6 @@ fn what_cannot_be_loaded_says_what_mends_it() {
         let tables = [table("partly", &["id", "said"])];
         begin(&mut stream, &tables).await.unwrap();
         assert_eq!(rows(&mut stream, &tables).await.unwrap()[0].len(), 1);
-        // A lock passes.
-        let other = aside(|| db.connect());
-        aside(|| other.execute("BEGIN; LOCK TABLE partly IN ACCESS EXCLUSIVE MODE"));
-        begin(&mut stream, &tables).await.unwrap();
-        let unlock = tokio::task::spawn_blocking({
-            let (role, watcher) = (role.clone(), aside(|| db.connect()));
-            let waits =
-                format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}' AND wait_event_type = 'Lock'");
-            move || {
-                wait::until(DEADLINE, "the load to wait for the lock", || watcher.text(&waits) == "1");
-                wait::until(DEADLINE, "the load to go out of the way", || watcher.text(&waits) == "0");
-                aside(|| other.execute("COMMIT"));
-            }
-        });
-        assert_eq!(rows(&mut stream, &tables).await.unwrap()[0].len(), 1);
-        unlock.await.unwrap();
         stream.close().await;
     });
     db.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
