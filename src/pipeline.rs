@@ -902,15 +902,15 @@ mod tests {
 
     impl Sink for Prompt {
         async fn find_kept(&mut self, _: bool) -> Result<Option<std::ops::Range<i64>>, SinkError> {
-            unreachable!("scaffold")
+            unreachable!("nothing is held here")
         }
 
         async fn kept(&mut self, _: i64, _: i64) -> Result<Option<crate::sink::Kept>, SinkError> {
-            unreachable!("scaffold")
+            unreachable!("nothing is held here")
         }
 
         fn kept_topic(&self) -> std::sync::Arc<crate::sink::Topic> {
-            unreachable!("scaffold")
+            unreachable!("nothing is held here")
         }
 
         async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
