@@ -18,12 +18,13 @@ use std::{path::PathBuf, sync::Arc};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::{
+    causes::told,
     config::{Check, Config},
     exit::{EXIT_CODES, Exit},
     kafka::{self, producer::KafkaSink},
     lsn::Lsn,
     pipeline::Error,
-    postgres,
+    postgres::{self, Look},
     progress::Progress,
     sink::{News, Sink},
     source::SourceError,
@@ -216,6 +217,24 @@ impl Arguments {
     pub fn logs(&self) -> Logs<'_> {
         Logs { format: self.logs.log_format, filter: &self.logs.log }
     }
+}
+
+/// The progress record and the slot of a pipeline that nobody runs; else says why it cannot be changed.
+async fn at_rest(config: &Config) -> Result<(Option<Progress>, Look), Exit> {
+    let found = async {
+        let progress = kafka::progress::read(&config.sink.kafka, &config.name, &Arc::default()).await?;
+        Ok::<_, Error>((progress, postgres::look(config).await?))
+    };
+    let (progress, look) = found.await.map_err(|error| {
+        anstream::eprintln!("nothing was changed: failed to {}", told(&error));
+        exit_of(&error)
+    })?;
+    if let Some((_, Some(pid))) = look.slot {
+        let slot = config.slot();
+        anstream::eprintln!("nothing was changed: PID {pid} reads from slot {slot}; stop that offshoot first");
+        return Err(Exit::Held);
+    }
+    Ok((progress, look))
 }
 
 /// Writes the progress record that `next` makes of the last one, when nobody else can publish any more.

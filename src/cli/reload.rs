@@ -1,14 +1,9 @@
 //! `offshoot reload`: what is held of the source's tables is read from there again.
 
-use std::sync::Arc;
-
 use crate::{
     causes::told,
     config::Config,
     exit::Exit,
-    kafka,
-    pipeline::Error,
-    postgres,
     progress::{Progress, Reached},
 };
 
@@ -16,22 +11,10 @@ use super::{ReloadArguments, drop::agreed, stream::now};
 
 /// Says what it means, asks unless `yes`, and writes the progress record.
 pub async fn reload(config: &Config, arguments: &ReloadArguments) -> Exit {
-    let found = async {
-        let progress = kafka::progress::read(&config.sink.kafka, &config.name, &Arc::default()).await?;
-        Ok::<_, Error>((progress, postgres::look(config).await?))
-    };
-    let (progress, look) = match found.await {
+    let (progress, _) = match super::at_rest(config).await {
         Ok(found) => found,
-        Err(error) => {
-            anstream::eprintln!("nothing was changed: failed to {}", told(&error));
-            return super::exit_of(&error);
-        }
+        Err(exit) => return exit,
     };
-    if let Some((_, Some(pid))) = look.slot {
-        let slot = config.slot();
-        anstream::eprintln!("nothing was changed: PID {pid} reads from slot {slot}; stop that offshoot first");
-        return Exit::Held;
-    }
     let Some(progress) = progress.filter(|progress| progress.replica.is_some()) else {
         anstream::eprintln!("nothing was changed: no rows of the source's tables are held");
         return Exit::Config;

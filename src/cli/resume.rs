@@ -1,15 +1,12 @@
 //! `offshoot resume`: a person says where to go on, where the program cannot know.
 
-use std::sync::Arc;
-
 use crate::{
     causes::told,
     config::Config,
     exit::Exit,
     kafka,
     lsn::Lsn,
-    pipeline::Error,
-    postgres::{self, Look},
+    postgres::Look,
     progress::{Origin, Progress, Reached, date},
 };
 
@@ -44,24 +41,10 @@ enum Refusal {
 /// Says what will be repeated or missing, asks unless `yes`, and writes the progress record.
 pub async fn resume(config: &Config, arguments: &ResumeArguments) -> Exit {
     let kafka = &config.sink.kafka;
-    let found = async {
-        let progress = kafka::progress::read(kafka, &config.name, &Arc::default()).await?;
-        Ok::<_, Error>((progress, postgres::look(config).await?))
-    };
-    let (progress, look) = match found.await {
+    let (progress, look) = match super::at_rest(config).await {
         Ok(found) => found,
-        Err(error) => {
-            anstream::eprintln!("nothing was changed: failed to {}", told(&error));
-            return super::exit_of(&error);
-        }
+        Err(exit) => return exit,
     };
-    if let Some((_, Some(pid))) = look.slot {
-        anstream::eprintln!(
-            "nothing was changed: PID {pid} reads from slot {}; stop that offshoot first",
-            config.slot()
-        );
-        return Exit::Held;
-    }
     let next = match next(config, progress.as_ref(), &look, arguments.from(), arguments.epoch) {
         Ok(next) => next,
         Err(refusal) => {
