@@ -19,9 +19,9 @@ const ALLOWED: &[&str] = &[
 ];
 
 /// Whether an SPDX expression leaves a way of using the package: one of each `OR`, all of each `AND`, which binds closer.
-/// An exception (`WITH`) only adds to what is allowed. Old manifests write `/` for `OR`.
+/// An exception (`WITH`) only adds to what is allowed. Old manifests write `/` for `OR`, some `or`, as SPDX allows.
 fn may_be_used(expression: &str) -> bool {
-    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+    let spaced = expression.replace('/', " OR ").replace(" or ", " OR ").replace('(', " ( ").replace(')', " ) ");
     let mut words = spaced.split_whitespace().peekable();
     let allowed = any(&mut words);
     assert_eq!(words.next(), None, "in {expression}");
