@@ -7,7 +7,7 @@ SECONDS ?= 600
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test demo bench latency soak endurance fuzz golden clean
+.PHONY: help setup build test demo bench latency replica soak endurance fuzz golden clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: setup ## how fast backlogs are published, beside a reader that does nothi
 
 latency: setup ## how long a commit takes to a consumer, at 20 and 500 commits a second
 	$(CARGO) bench --bench latency
+
+replica: setup ## what the replica of a large table takes: ROWS=10000000, CHANGES=500000
+	$(CARGO) bench --bench replica
 
 soak: setup ## kill -9 of the program and its servers while sessions write, LIVES=1000 for a night; servers away for AWAY=600 seconds
 	OFFSHOOT_TEST_LIVES=$(LIVES) OFFSHOOT_TEST_AWAY=$(AWAY) $(CARGO) test --release --test it -- soak --nocapture

@@ -35,7 +35,10 @@ const TAKEN_BYTES: usize = 1024 * 1024;
 /// How many of these are read ahead.
 const TAKEN_AHEAD: usize = 2;
 /// What librdkafka reads ahead of that, in KiB.
-const QUEUED_KIB: &str = "4096";
+const QUEUED_KIB: &str = "1024";
+/// What it asks for at once; at least one batch comes. Rows are packed tightly there, and each takes some hundred bytes in
+/// its queue: a mebibyte of the topic was 40 of memory.
+const FETCHED_BYTES: &str = "131072";
 
 pub(super) const OF_REPLICA: Kind =
     Kind { what: "the replica's topic", rights: &["Read", "Write", "Describe", "DescribeConfigs", "Create"] };
@@ -234,6 +237,7 @@ fn read(
         // An offset that is not there is no reason to begin somewhere else.
         ("auto.offset.reset", "error"),
         ("queued.max.messages.kbytes", QUEUED_KIB),
+        ("fetch.message.max.bytes", FETCHED_BYTES),
     ];
     let consumer = reader_of(config, name, admission, &properties)?;
     let refused = |fault: KeptFault| Err(SinkError::Refused(Box::new(fault)));

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, OnceLock},
     thread,
@@ -366,6 +366,11 @@ impl Broker {
     /// Processor time that it has used.
     pub fn cpu_time(&self) -> Option<Duration> {
         self.process().as_ref()?.cpu_time()
+    }
+
+    /// Where a broker of our own keeps its files.
+    pub fn dir(&self) -> Option<&Path> {
+        Some(&self.local.as_ref()?.dir)
     }
 
     /// Starts a broker that is down, and waits until it answers.
