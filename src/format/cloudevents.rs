@@ -2,10 +2,10 @@
 
 use std::{io::Write, ops::Range, sync::Arc};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::Offset};
 
 use crate::{
-    change::Commit,
+    change::{Commit, Micros},
     config::EventFormat,
     event::{Context, Event},
     json,
@@ -61,7 +61,7 @@ struct Stamped {
     /// `0001-0000000002719350-`
     sequence: String,
     /// `2015-01-10T14:00:00.123456Z`
-    time: String,
+    time: Vec<u8>,
 }
 
 /// An event's attributes: their headers' names, and their values in one buffer.
@@ -139,10 +139,11 @@ impl Encoder {
             out.push(b'/');
             out.extend_from_slice(event.key);
         });
-        attributes.push(TIME, |out| out.extend_from_slice(stamped.time.as_bytes()));
+        attributes.push(TIME, |out| out.extend_from_slice(&stamped.time));
         attributes.push(SEQUENCE, |out| {
             out.extend_from_slice(stamped.sequence.as_bytes());
-            write_index(event.index, out);
+            // Texts, and they compare as numbers do.
+            write_digits(event.index, 10, out);
         });
         if let Some(key) = event.previous_key {
             attributes.push(PREVIOUS_KEY, |out| out.extend_from_slice(key));
@@ -165,9 +166,8 @@ impl Stamped {
         self.of = Some((epoch, *commit));
         self.id = format!("{epoch}-{:016X}-", commit.lsn.0);
         self.sequence = format!("{epoch:04}-{:016X}-", commit.lsn.0);
-        // Jiff ends with the year 9999, and no server's clock is there.
-        let time = Timestamp::from_microsecond(commit.time).unwrap_or(Timestamp::MAX);
-        self.time = time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+        self.time.clear();
+        write_time(commit.time, &mut self.time);
     }
 
     /// `<epoch>-<commit LSN>-<Event>.v<N>-<row>`; of a tombstone `.gone` follows the version, since the event of a row whose key has
@@ -183,16 +183,35 @@ impl Stamped {
     }
 }
 
-/// At least ten digits, so that sequences compare as texts. By hand, since each event has one.
-fn write_index(mut index: u64, out: &mut Vec<u8>) {
+/// RFC 3339, to the microsecond. By hand, since each transaction has one: by a format it was seen to be 2.6 % of a drain.
+fn write_time(time: Micros, out: &mut Vec<u8>) {
+    // Jiff ends with the year 9999, and no server's clock is there.
+    let time = Offset::UTC.to_datetime(Timestamp::from_microsecond(time).unwrap_or(Timestamp::MAX));
+    let small = |number: i8| number.unsigned_abs().into();
+    for (number, digits, after) in [
+        (time.year().unsigned_abs().into(), 4, b'-'),
+        (small(time.month()), 2, b'-'),
+        (small(time.day()), 2, b'T'),
+        (small(time.hour()), 2, b':'),
+        (small(time.minute()), 2, b':'),
+        (small(time.second()), 2, b'.'),
+        (u64::from(time.subsec_nanosecond().unsigned_abs()) / 1000, 6, b'Z'),
+    ] {
+        write_digits(number, digits, out);
+        out.push(after);
+    }
+}
+
+/// At least so many digits, at most 20. By hand, since each event has some.
+fn write_digits(mut number: u64, least: usize, out: &mut Vec<u8>) {
     let mut digits = [b'0'; 20];
     let mut at = digits.len();
-    while index > 0 {
+    while number > 0 {
         at -= 1;
-        digits[at] = b'0' + (index % 10) as u8;
-        index /= 10;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
     }
-    out.extend_from_slice(&digits[at.min(digits.len() - 10)..]);
+    out.extend_from_slice(&digits[at.min(digits.len() - least)..]);
 }
 
 impl Attributes {

@@ -45,6 +45,8 @@ use crate::{
 
 /// Batches kept for the next `batch()`. The loop fills one while the thread empties another; the rest is slack.
 const SPARE_BATCHES: usize = 4;
+/// The same while there is much to do: the loop fills many while Kafka commits, and a new one would grow from nothing.
+const SPARE_BATCHES_MAX: usize = 32;
 /// What one kept batch may hold on to after a large record.
 const SPARE_BYTES: usize = 1024 * 1024;
 /// Records handed to librdkafka between two looks at what came back.
@@ -579,6 +581,9 @@ impl Worker {
                     turn = Turn::More;
                 }
             }
+            if self.buffered == 0 && self.waiting.is_empty() {
+                lock(&self.shared.spare).truncate(SPARE_BATCHES);
+            }
             let deadlines = [self.connection.deadline(), self.rests_until];
             self.shared.wake.wait(deadlines.into_iter().flatten().min());
             self.connection.check(&self.config.brokers)?;
@@ -806,7 +811,7 @@ impl Worker {
 
     fn recycle(&self, mut batch: RecordBatch) {
         let mut spare = lock(&self.shared.spare);
-        if spare.len() < SPARE_BATCHES {
+        if spare.len() < SPARE_BATCHES_MAX {
             batch.clear();
             batch.bytes.shrink_to(SPARE_BYTES);
             batch.records.shrink_to(SPARE_BYTES / size_of::<Record>());

@@ -5,7 +5,7 @@ use ring::digest::{SHA256, digest};
 use super::{
     MapError,
     aggregate::{NetRow, Touched},
-    row::{Cell, Cells},
+    row::{Cell, Cells, Walk},
     rules::{Aggregate, EventRule, Field, Hop, MappedTable, Rules},
     sight::{Sight, View},
     value::Unfit,
@@ -161,13 +161,12 @@ pub fn plain(
 }
 
 /// What is known of a row before and after the transaction.
-#[derive(Clone, Copy)]
 enum State<'a> {
     /// It is in the transaction.
     Touched {
-        before: Option<Cells<'a>>,
+        before: Option<Walk<'a>>,
         /// What `AsOf::Now` is: after, or before when it is gone.
-        now: Option<Cells<'a>>,
+        now: Option<Walk<'a>>,
     },
     /// It is not; of its primary key of one column there is the text.
     Untouched { key: Option<&'a [u8]> },
@@ -175,7 +174,7 @@ enum State<'a> {
 
 impl<'a> State<'a> {
     fn of(row: NetRow<'a>) -> Self {
-        State::Touched { before: row.before, now: row.after.or(row.before) }
+        State::Touched { before: row.before.map(Walk::of), now: row.after.or(row.before).map(Walk::of) }
     }
 
     fn of_root(table: &MappedTable, touched: &Touched<'a>) -> Self {
@@ -186,11 +185,13 @@ impl<'a> State<'a> {
     }
 
     /// A value; null of a row that was not there.
-    fn cell(self, column: usize, as_of: AsOf) -> Cell<'a> {
+    fn cell(&self, column: usize, as_of: AsOf) -> Cell<'a> {
         match self {
-            State::Touched { before, .. } if as_of == AsOf::Before => before.map_or(Cell::Null, |row| row.get(column)),
-            State::Touched { before, now } => match now.map_or(Cell::Null, |row| row.get(column)) {
-                Cell::Unchanged => before.map_or(Cell::Unknown, |row| row.get(column)),
+            State::Touched { before, .. } if as_of == AsOf::Before => {
+                before.as_ref().map_or(Cell::Null, |row| row.get(column))
+            }
+            State::Touched { before, now } => match now.as_ref().map_or(Cell::Null, |row| row.get(column)) {
+                Cell::Unchanged => before.as_ref().map_or(Cell::Unknown, |row| row.get(column)),
                 cell => cell,
             },
             State::Untouched { key: Some(key) } if column == 0 => Cell::Text(key),

@@ -33,22 +33,26 @@ pub struct Cells<'a> {
 
 impl<'a> Cells<'a> {
     /// The values in order.
-    pub fn iter(self) -> impl Iterator<Item = Cell<'a>> {
-        let mut rest = self.bytes;
+    pub fn iter(mut self) -> impl Iterator<Item = Cell<'a>> {
         std::iter::from_fn(move || {
-            let (kind, after) = rest.split_first()?;
-            rest = after;
-            Some(match kind {
-                b'n' => Cell::Null,
-                b'u' => Cell::Unchanged,
-                b'?' => Cell::Unknown,
-                _ => {
-                    let (len, after) = rest.split_first_chunk::<4>().expect("written with its length");
-                    let (text, after) = after.split_at(u32::from_be_bytes(*len) as usize);
-                    rest = after;
-                    Cell::Text(text)
-                }
-            })
+            let (cell, rest) = self.split_first()?;
+            self = rest;
+            Some(cell)
+        })
+    }
+
+    /// The first value, and those after it.
+    fn split_first(self) -> Option<(Cell<'a>, Cells<'a>)> {
+        let (kind, bytes) = self.bytes.split_first()?;
+        Some(match kind {
+            b'n' => (Cell::Null, Cells { bytes }),
+            b'u' => (Cell::Unchanged, Cells { bytes }),
+            b'?' => (Cell::Unknown, Cells { bytes }),
+            _ => {
+                let (len, bytes) = bytes.split_first_chunk::<4>().expect("written with its length");
+                let (text, bytes) = bytes.split_at(u32::from_be_bytes(*len) as usize);
+                (Cell::Text(text), Cells { bytes })
+            }
         })
     }
 
@@ -86,6 +90,38 @@ impl<'a> Cells<'a> {
     /// The value of a column.
     pub fn get(self, column: usize) -> Cell<'a> {
         self.iter().nth(column).expect("a row has all columns that rules need")
+    }
+}
+
+/// A row whose values are asked for one by one, nearly always in their order: it goes on from where it is, so that all of them
+/// take one walk.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    row: Cells<'a>,
+    /// The column that comes next, and the values from there on.
+    next: std::cell::Cell<(usize, Cells<'a>)>,
+}
+
+impl<'a> Walk<'a> {
+    /// Begins before the first value.
+    pub fn of(row: Cells<'a>) -> Self {
+        Self { row, next: std::cell::Cell::new((0, row)) }
+    }
+
+    /// The value of a column.
+    pub fn get(&self, column: usize) -> Cell<'a> {
+        let (mut next, mut rest) = self.next.get();
+        if column < next {
+            (next, rest) = (0, self.row);
+        }
+        loop {
+            let (cell, after) = rest.split_first().expect("a row has all columns that rules need");
+            (next, rest) = (next + 1, after);
+            if next > column {
+                self.next.set((next, rest));
+                return cell;
+            }
+        }
     }
 }
 
