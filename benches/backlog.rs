@@ -8,6 +8,8 @@
 //! last: for Offshoot by the broker's clock, as it appended the records; for the plain reader by ours. The plain reader
 //! is Offshoot's own replication session, whose payloads are counted and thrown away: what there is to lose behind it.
 
+#[path = "peers/debezium.rs"]
+mod debezium;
 #[path = "backlog/shapes.rs"]
 mod shapes;
 #[path = "../tests/it/support/mod.rs"]
@@ -41,10 +43,21 @@ enum Reader {
     Plain,
     Changes(&'static str),
     Events,
+    Debezium,
 }
 
-const READERS: [Reader; 4] =
-    [Reader::Plain, Reader::Changes("at_least_once"), Reader::Changes("exactly_once"), Reader::Events];
+/// With `PEERS=1` the last one too.
+const READERS: [Reader; 5] = [
+    Reader::Plain,
+    Reader::Changes("at_least_once"),
+    Reader::Changes("exactly_once"),
+    Reader::Events,
+    Reader::Debezium,
+];
+
+fn readers() -> &'static [Reader] {
+    if env::var_os("PEERS").is_some() { &READERS } else { &READERS[..4] }
+}
 
 impl Reader {
     fn name(self) -> &'static str {
@@ -53,6 +66,7 @@ impl Reader {
             Reader::Changes("at_least_once") => "changes, at least once",
             Reader::Changes(_) => "changes, exactly once",
             Reader::Events => "events, exactly once",
+            Reader::Debezium => "Debezium, at least once",
         }
     }
 }
@@ -105,7 +119,7 @@ impl Report {
         println!("\n### {}: {}, {} rounds\n", self.shape, self.about, self.rounds.len());
         println!("| reader | rows/s | of plain | CPU us/row | peak MiB |\n|---|---|---|---|---|");
         let plain = self.median(0, |turn| turn.rows_per_second);
-        for (at, reader) in READERS.iter().enumerate() {
+        for (at, reader) in readers().iter().enumerate() {
             let rate = self.median(at, |turn| turn.rows_per_second);
             let peak = self.rounds.iter().filter_map(|round| round[at].peak_mib).reduce(f64::max);
             println!(
@@ -125,6 +139,12 @@ fn main() {
     let (rows, rounds) = (number("ROWS", 500_000), number("ROUNDS", 3));
     let shapes: Vec<_> = asked.split_whitespace().map(shape).collect();
     let json = env::args().any(|argument| argument == "--json");
+    if readers().contains(&Reader::Debezium) {
+        for (of, settings) in debezium::SETTINGS {
+            let settings: Vec<_> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            eprintln!("Debezium's {of}: {}", settings.join(", "));
+        }
+    }
 
     let settings = [
         ("synchronous_commit", "off"),
@@ -150,8 +170,10 @@ fn main() {
 }
 
 /// A pipeline with a slot of its own.
-struct Pipeline {
+struct Pipeline<'a> {
     reader: Reader,
+    /// In the program's place.
+    debezium: Option<debezium::Debezium<'a>>,
     name: String,
     config: Config,
 }
@@ -172,12 +194,15 @@ fn measure(shape: &'static Shape, server: &Server, broker: &Broker, rows: u64, r
             Reader::Events => shape.events.replace("NAME", &name),
             _ => format!("changes:{changes}"),
         };
-        Pipeline { reader: *reader, config: Config::new(&format!("{ends}{ways_out}\n")), name }
+        let debezium = || debezium::Debezium::prepare(server, &db.name, broker, &name, &tables);
+        let debezium = (*reader == Reader::Debezium).then(debezium);
+        Pipeline { reader: *reader, debezium, config: Config::new(&format!("{ends}{ways_out}\n")), name }
     };
     // The first round is not counted: it warms the broker and the disk up.
-    let turns: Vec<Vec<Pipeline>> =
-        (0..=rounds).map(|round| READERS.iter().enumerate().map(|reader| pipeline(round, reader)).collect()).collect();
-    for pipeline in turns.iter().flatten() {
+    let turns: Vec<Vec<Pipeline<'_>>> = (0..=rounds)
+        .map(|round| readers().iter().enumerate().map(|reader| pipeline(round, reader)).collect())
+        .collect();
+    for pipeline in turns.iter().flatten().filter(|pipeline| pipeline.debezium.is_none()) {
         let mut offshoot = start(&pipeline.config);
         offshoot.wait_ready(program::START_MAX);
         assert!(offshoot.terminate(program::START_MAX).success());
@@ -192,7 +217,11 @@ fn measure(shape: &'static Shape, server: &Server, broker: &Broker, rows: u64, r
     let mut measured = Vec::new();
     for (round, pipelines) in turns.iter().enumerate() {
         let turn = pipelines.iter().map(|pipeline| {
+            if let Some(debezium) = &pipeline.debezium {
+                return drain(debezium, rows);
+            }
             let turn = match pipeline.reader {
+                Reader::Debezium => unreachable!("it has had its turn"),
                 Reader::Plain => read_plainly(&pipeline.config, rows, transactions),
                 Reader::Changes(_) => {
                     let topics: Vec<_> = tables.iter().map(|table| format!("{}.{table}", pipeline.name)).collect();
@@ -281,6 +310,16 @@ fn publish(pipeline: &Pipeline, broker: &Broker, topics: &[String], rows: u64, r
     assert_eq!(read, records, "records of {}", pipeline.name);
     topics.iter().for_each(|topic| broker.delete_topic(topic));
     Turn::new(pipeline.reader.name(), rows, Duration::from_millis((last - first).max(1) as u64), cpu, peak)
+}
+
+/// Debezium, by the broker's clock, without its start.
+fn drain(debezium: &debezium::Debezium<'_>, rows: u64) -> Turn {
+    let drained = debezium.drain(rows, DEADLINE);
+    let [start_up, cpu] = [drained.start_up, drained.start_up_cpu].map(|time| time.as_secs_f64());
+    eprintln!("Debezium's start: {start_up:.1} s, {cpu:.1} s of processor time, which are not counted");
+    let took = Duration::from_millis((drained.last_ms - drained.first_ms).max(1) as u64);
+    let peak = (drained.peak_mib * f64::from(1 << 20)) as u64;
+    Turn::new(Reader::Debezium.name(), rows, took, drained.cpu, Some(peak))
 }
 
 /// Processor time of this thread, in user and system mode together.
