@@ -18,7 +18,7 @@ use gungraun::{library_benchmark, library_benchmark_group};
 use offshoot::{
     change::{Asked, Content, Identity, Micros, Table},
     config::Config,
-    event::Context,
+    event::{Context, Event},
     format::{cloudevents, debezium, outbox},
     ledger::Ledger,
     lsn::Lsn,
@@ -399,14 +399,17 @@ fn take(mapping: &mut Mapping, transaction: &mut Transaction) {
     }
 }
 
+fn next(mapping: &mut Mapping, depth: Depth) -> Option<Event<'_>> {
+    if depth == Depth::Netted { None } else { black_box(mapping.next().expect("it is told")) }
+}
+
 fn tell(events: &mut Events, depth: Depth) -> u64 {
     let Events { mapping, encoder, context, transactions, batch } = events;
     let mut told = 0;
     for transaction in transactions {
         take(mapping, transaction);
         let stamp = cloudevents::Stamp { epoch: 1, commit: transaction.commit, context };
-        while depth > Depth::Netted {
-            let Some(event) = black_box(mapping.next().expect("it is told")) else { break };
+        while let Some(event) = next(mapping, depth) {
             if depth == Depth::Encoded {
                 encoder.encode(&stamp, &event, Ticket(0), batch);
             }
