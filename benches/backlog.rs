@@ -8,6 +8,10 @@
 //! last: for Offshoot by the broker's clock, as it appended the records; for the plain reader by ours. The plain reader
 //! is Offshoot's own replication session, whose payloads are counted and thrown away: what there is to lose behind it.
 
+#[path = "peers/debezium.rs"]
+mod debezium;
+#[path = "backlog/shapes.rs"]
+mod shapes;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
@@ -22,6 +26,7 @@ use offshoot::postgres::{
     frame::{Frame, Status},
 };
 use serde::Serialize;
+use shapes::{Shape, shape};
 use support::{
     kafka::{self, Broker},
     postgres::{self, Server, V17},
@@ -32,144 +37,27 @@ use support::{
 const DEADLINE: Duration = Duration::from_secs(600);
 const ASK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a backlog is made of.
-struct Shape {
-    name: &'static str,
-    about: &'static str,
-    /// Tables, and rows that are there before the slots are.
-    schema: &'static str,
-    /// The tables that are published.
-    tables: &'static [&'static str],
-    /// Row changes of these tables in a transaction; 0 is all of them in one.
-    per_transaction: u64,
-    /// SQL for transaction `t` of `n` row changes; `i` numbers what it inserts from `t * n` on.
-    write: &'static str,
-    /// Row changes to an event.
-    per_event: u64,
-    /// `aggregates` and `events`.
-    events: &'static str,
-}
-
-const SEAT: &str =
-    "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
-    held_until timestamptz, note text)";
-const SEATS: &str = "INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(),
-    'a note of some length that makes the row as long as rows are' FROM generate_series(t * n, (t + 1) * n - 1) i";
-const SEAT_ADDED: &str = "
-aggregates: { Seat: { root: seat, topic: NAME.seat } }
-events:
-  SeatAdded:
-    of: Seat
-    when: created
-    data: { seatId: id, section: section, row: row, number: number, price: price, sold: sold, heldUntil: held_until, note: note }";
-const SEAT_CHANGED: &str = "
-aggregates: { Seat: { root: seat, topic: NAME.seat } }
-events: { SeatState: { of: Seat, when: any, data: { seatId: id, section: section, price: price, sold: sold } } }";
-
-const SHAPES: [Shape; 7] = [
-    Shape {
-        name: "ten",
-        about: "ten rows a transaction",
-        schema: SEAT,
-        tables: &["seat"],
-        per_transaction: 10,
-        write: SEATS,
-        per_event: 1,
-        events: SEAT_ADDED,
-    },
-    Shape {
-        name: "one",
-        about: "one row a transaction",
-        schema: SEAT,
-        tables: &["seat"],
-        per_transaction: 1,
-        write: SEATS,
-        per_event: 1,
-        events: SEAT_ADDED,
-    },
-    Shape {
-        name: "single",
-        about: "one transaction",
-        schema: SEAT,
-        tables: &["seat"],
-        per_transaction: 0,
-        write: SEATS,
-        per_event: 1,
-        events: SEAT_ADDED,
-    },
-    Shape {
-        name: "hot",
-        about: "updates of 20 rows, ten a transaction",
-        schema: "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
-            held_until timestamptz, note text);
-            INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), 'a note' FROM generate_series(0, 19) i;
-            ALTER TABLE seat REPLICA IDENTITY FULL",
-        tables: &["seat"],
-        per_transaction: 10,
-        write: "UPDATE seat SET price = t % 1000, sold = NOT sold WHERE id >= t % 2 * 10 AND id < t % 2 * 10 + n",
-        per_event: 1,
-        events: SEAT_CHANGED,
-    },
-    Shape {
-        name: "booking",
-        about: "a booking and its three tickets a transaction",
-        schema: "CREATE TABLE booking (id bigint PRIMARY KEY, email text NOT NULL, booked_at timestamptz NOT NULL);
-            CREATE TABLE ticket (id bigint PRIMARY KEY, booking_id bigint NOT NULL REFERENCES booking, section text, row int,
-                number int, price numeric(8,2))",
-        tables: &["booking", "ticket"],
-        per_transaction: 4,
-        write: "INSERT INTO booking VALUES (t, 'somebody' || t || '@acme.example', now());
-            INSERT INTO ticket SELECT t * 3 + k, t, 'section ' || t % 40, t % 50, k, t % 300 + 0.5 FROM generate_series(0, n - 2) k",
-        per_event: 4,
-        events: "
-aggregates: { Booking: { root: booking, topic: NAME.booking, children: { tickets: ticket.booking_id } } }
-events:
-  BookingCreated:
-    of: Booking
-    when: created
-    data:
-      bookingId: id
-      email: email
-      bookedAt: booked_at
-      tickets: { each: tickets, data: { ticketId: id, section: section, row: row, seat: number, price: price } }",
-    },
-    Shape {
-        name: "large",
-        about: "values of 10 kB, one a transaction",
-        schema: "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
-            held_until timestamptz, note text); ALTER TABLE seat ALTER note SET STORAGE EXTERNAL",
-        tables: &["seat"],
-        per_transaction: 1,
-        write: "INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), repeat('0123456789', 1000) FROM generate_series(t * n, (t + 1) * n - 1) i",
-        per_event: 1,
-        events: SEAT_ADDED,
-    },
-    Shape {
-        name: "others",
-        about: "ten rows a transaction, and ninety of a table that nobody asked for",
-        schema: "CREATE TABLE noise (id bigint, note text);
-            CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
-            held_until timestamptz, note text)",
-        tables: &["seat"],
-        per_transaction: 10,
-        write: "INSERT INTO noise SELECT i, 'a note of some length that nobody reads' FROM generate_series(t * n * 9, (t + 1) * n * 9 - 1) i;
-            INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(), 'a note'
-            FROM generate_series(t * n, (t + 1) * n - 1) i",
-        per_event: 1,
-        events: SEAT_ADDED,
-    },
-];
-
 /// Who reads a backlog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
     Plain,
     Changes(&'static str),
     Events,
+    Debezium,
 }
 
-const READERS: [Reader; 4] =
-    [Reader::Plain, Reader::Changes("at_least_once"), Reader::Changes("exactly_once"), Reader::Events];
+/// With `PEERS=1` the last one too.
+const READERS: [Reader; 5] = [
+    Reader::Plain,
+    Reader::Changes("at_least_once"),
+    Reader::Changes("exactly_once"),
+    Reader::Events,
+    Reader::Debezium,
+];
+
+fn readers() -> &'static [Reader] {
+    if env::var_os("PEERS").is_some() { &READERS } else { &READERS[..4] }
+}
 
 impl Reader {
     fn name(self) -> &'static str {
@@ -178,6 +66,7 @@ impl Reader {
             Reader::Changes("at_least_once") => "changes, at least once",
             Reader::Changes(_) => "changes, exactly once",
             Reader::Events => "events, exactly once",
+            Reader::Debezium => "Debezium, at least once",
         }
     }
 }
@@ -230,7 +119,7 @@ impl Report {
         println!("\n### {}: {}, {} rounds\n", self.shape, self.about, self.rounds.len());
         println!("| reader | rows/s | of plain | CPU us/row | peak MiB |\n|---|---|---|---|---|");
         let plain = self.median(0, |turn| turn.rows_per_second);
-        for (at, reader) in READERS.iter().enumerate() {
+        for (at, reader) in readers().iter().enumerate() {
             let rate = self.median(at, |turn| turn.rows_per_second);
             let peak = self.rounds.iter().filter_map(|round| round[at].peak_mib).reduce(f64::max);
             println!(
@@ -248,17 +137,14 @@ fn main() {
     let number = |name: &str, usual: u64| env::var(name).map_or(usual, |text| text.parse().expect("a number"));
     let asked = env::var("SHAPES").unwrap_or_else(|_| "ten one single booking".into());
     let (rows, rounds) = (number("ROWS", 500_000), number("ROUNDS", 3));
-    let shapes: Vec<_> = asked
-        .split_whitespace()
-        .map(|name| {
-            let names: Vec<_> = SHAPES.iter().map(|shape| shape.name).collect();
-            SHAPES
-                .iter()
-                .find(|shape| shape.name == name)
-                .unwrap_or_else(|| panic!("SHAPES are {}, not {name}", names.join(", ")))
-        })
-        .collect();
+    let shapes: Vec<_> = asked.split_whitespace().map(shape).collect();
     let json = env::args().any(|argument| argument == "--json");
+    if readers().contains(&Reader::Debezium) {
+        for (of, settings) in debezium::SETTINGS {
+            let settings: Vec<_> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            eprintln!("Debezium's {of}: {}", settings.join(", "));
+        }
+    }
 
     let settings = [
         ("synchronous_commit", "off"),
@@ -284,8 +170,10 @@ fn main() {
 }
 
 /// A pipeline with a slot of its own.
-struct Pipeline {
+struct Pipeline<'a> {
     reader: Reader,
+    /// In the program's place.
+    debezium: Option<debezium::Debezium<'a>>,
     name: String,
     config: Config,
 }
@@ -306,12 +194,15 @@ fn measure(shape: &'static Shape, server: &Server, broker: &Broker, rows: u64, r
             Reader::Events => shape.events.replace("NAME", &name),
             _ => format!("changes:{changes}"),
         };
-        Pipeline { reader: *reader, config: Config::new(&format!("{ends}{ways_out}\n")), name }
+        let debezium = || debezium::Debezium::prepare(server, &db.name, broker, &name, &tables);
+        let debezium = (*reader == Reader::Debezium).then(debezium);
+        Pipeline { reader: *reader, debezium, config: Config::new(&format!("{ends}{ways_out}\n")), name }
     };
     // The first round is not counted: it warms the broker and the disk up.
-    let turns: Vec<Vec<Pipeline>> =
-        (0..=rounds).map(|round| READERS.iter().enumerate().map(|reader| pipeline(round, reader)).collect()).collect();
-    for pipeline in turns.iter().flatten() {
+    let turns: Vec<Vec<Pipeline<'_>>> = (0..=rounds)
+        .map(|round| readers().iter().enumerate().map(|reader| pipeline(round, reader)).collect())
+        .collect();
+    for pipeline in turns.iter().flatten().filter(|pipeline| pipeline.debezium.is_none()) {
         let mut offshoot = start(&pipeline.config);
         offshoot.wait_ready(program::START_MAX);
         assert!(offshoot.terminate(program::START_MAX).success());
@@ -326,7 +217,11 @@ fn measure(shape: &'static Shape, server: &Server, broker: &Broker, rows: u64, r
     let mut measured = Vec::new();
     for (round, pipelines) in turns.iter().enumerate() {
         let turn = pipelines.iter().map(|pipeline| {
+            if let Some(debezium) = &pipeline.debezium {
+                return drain(debezium, rows);
+            }
             let turn = match pipeline.reader {
+                Reader::Debezium => unreachable!("it has had its turn"),
                 Reader::Plain => read_plainly(&pipeline.config, rows, transactions),
                 Reader::Changes(_) => {
                     let topics: Vec<_> = tables.iter().map(|table| format!("{}.{table}", pipeline.name)).collect();
@@ -415,6 +310,16 @@ fn publish(pipeline: &Pipeline, broker: &Broker, topics: &[String], rows: u64, r
     assert_eq!(read, records, "records of {}", pipeline.name);
     topics.iter().for_each(|topic| broker.delete_topic(topic));
     Turn::new(pipeline.reader.name(), rows, Duration::from_millis((last - first).max(1) as u64), cpu, peak)
+}
+
+/// Debezium, by the broker's clock, without its start.
+fn drain(debezium: &debezium::Debezium<'_>, rows: u64) -> Turn {
+    let drained = debezium.drain(rows, DEADLINE);
+    let [start_up, cpu] = [drained.start_up, drained.start_up_cpu].map(|time| time.as_secs_f64());
+    eprintln!("Debezium's start: {start_up:.1} s, {cpu:.1} s of processor time, which are not counted");
+    let took = Duration::from_millis((drained.last_ms - drained.first_ms).max(1) as u64);
+    let peak = (drained.peak_mib * f64::from(1 << 20)) as u64;
+    Turn::new(Reader::Debezium.name(), rows, took, drained.cpu, Some(peak))
 }
 
 /// Processor time of this thread, in user and system mode together.

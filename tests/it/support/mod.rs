@@ -20,4 +20,5 @@ pub mod apart;
 pub mod kafka;
 pub mod program;
 pub mod golden;
+pub mod recording;
 pub mod fixture;
