@@ -343,7 +343,8 @@ impl<'a> Object<'a> {
             let NetRow { before, after } = child.row;
             // Of a root that is gone they are told as they were with it, wherever they hang now.
             let now = if self.is_gone { before } else { after };
-            let subject = Subject { table, state: State::Touched { before, now } };
+            let state = State::Touched { before: before.map(Walk::of), now: now.map(Walk::of) };
+            let subject = Subject { table, state };
             self.write(data, &subject, path, out)?;
         }
         out.push(b']');
