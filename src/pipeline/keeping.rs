@@ -21,7 +21,7 @@ use crate::{
     replica::Position,
     sink::{Sink, Ticket},
     source::{Item, Load, LoadTable, Loaded, Source, SourceError},
-    telemetry::{Metrics, State},
+    telemetry::{Metrics, ShownLoad, State},
     transaction::Transaction,
 };
 
@@ -73,6 +73,7 @@ struct Loading {
     /// Rows, by table.
     read: BTreeMap<usize, u64>,
     since: Instant,
+    _shown: ShownLoad,
 }
 
 impl Keeping {
@@ -274,7 +275,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.pipe.source.load(asked.collect());
         // What commits before the rows may go on, and that is not known yet.
         self.pipe.source.pause(true);
-        self.keeping.load = Some(Loading { tables, number, from: None, read: BTreeMap::new(), since: Instant::now() });
+        let shown = self.pipe.metrics.load(tables.iter().map(|table| shapes[*table].full_name()));
+        let (read, since) = (BTreeMap::new(), Instant::now());
+        self.keeping.load = Some(Loading { tables, number, is_first, from: None, read, since, _shown: shown });
     }
 
     /// Takes what a load gives.

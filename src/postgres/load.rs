@@ -341,7 +341,8 @@ impl Work {
             let rows = progress.rows.load(Relaxed);
             if rows > 0 && progress.ranges_left.load(Relaxed) > 0 {
                 let (table, of_about) = (format!("{}.{}", table.schema, table.name), progress.rows_estimated);
-                info!(%table, rows, of_about, "loading");
+                // Of a target of its own: where loads are drawn these lines are left out.
+                info!(target: "offshoot::loading", %table, rows, of_about, "loading");
             }
         }
     }
