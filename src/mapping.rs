@@ -17,7 +17,7 @@ use tracing::warn;
 pub use self::kept::KeptRow;
 use self::{
     aggregate::{Fate, Group, GroupError, NetRow, Open, Owner, Referrer, Settled, Touched, prefix},
-    held::Held,
+    held::{Garbage, Held},
     kin::Kin,
     net::Taken,
     payload::{Missing, Unwritten},
@@ -343,6 +343,17 @@ pub enum MapError {
     Spill(#[from] SpillError),
 }
 
+/// What became of a row that may be of an older load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looked<'a> {
+    /// It is; the record says that it is gone.
+    Forgotten(KeptRow<'a>),
+    /// It is of the present one.
+    Stays,
+    /// There is no row.
+    End,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Use {
     events: bool,
@@ -563,11 +574,13 @@ impl Mapping {
         Ok(self.held.record(true))
     }
 
-    /// Forgets the next row of an older load of a table, and gives the record that says so; `after` is where the search is, and begins
-    /// empty.
-    pub fn garbage(&mut self, table: usize, after: &mut Vec<u8>) -> Result<Option<KeptRow<'_>>, MapError> {
-        let found = self.held.garbage(&self.rules.tables[table], table, after)?;
-        Ok(found.then(|| self.held.record(true)))
+    /// Looks at the next row of a table, and forgets it if it is of an older load; `after` is where the search is, and begins empty.
+    pub fn garbage(&mut self, table: usize, after: &mut Vec<u8>) -> Result<Looked<'_>, MapError> {
+        Ok(match self.held.garbage(&self.rules.tables[table], table, after)? {
+            Garbage::Goes => Looked::Forgotten(self.held.record(true)),
+            Garbage::Stays => Looked::Stays,
+            Garbage::End => Looked::End,
+        })
     }
 
     /// Takes a change; changes of tables that no rule names are passed over.

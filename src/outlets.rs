@@ -21,7 +21,7 @@ use crate::{
     json,
     lsn::Lsn,
     mapping::{
-        MapError, Mapping,
+        Looked, MapError, Mapping,
         kept::KeptRow,
         rules::{EventRule, Rules},
     },
@@ -496,7 +496,7 @@ impl Outlets {
         Ok(())
     }
 
-    /// Takes the next row after a key that is of an earlier load out of the topic; false when there is none.
+    /// Looks at the next row after a key, and takes it out of the topic if it is of an earlier load; whether it is, and `None` at the end.
     pub fn bury(
         &mut self,
         table: usize,
@@ -504,10 +504,15 @@ impl Outlets {
         topic: &Arc<Topic>,
         ticket: Ticket,
         out: &mut RecordBatch,
-    ) -> Result<bool, StepError> {
-        let Some(row) = self.mapping().garbage(table, after)? else { return Ok(false) };
-        keep(&row, topic, ticket, out);
-        Ok(true)
+    ) -> Result<Option<bool>, StepError> {
+        Ok(match self.mapping().garbage(table, after)? {
+            Looked::Forgotten(row) => {
+                keep(&row, topic, ticket, out);
+                Some(true)
+            }
+            Looked::Stays => Some(false),
+            Looked::End => None,
+        })
     }
 
     /// The events, by their place, that are to tell of rows which were there before, and are not among those that have.

@@ -378,7 +378,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 () = sleep_until(deadline) => break,
                 () = sleep_until(status_at) => self.confirm().await?,
                 result = self.pipe.sink.news(&mut self.news) => self.retire(result)?,
-                () = yield_now(), if open == 0 && self.goes_on() => {}
+                () = yield_now(), if open == 0 && self.sending.is_some() && self.goes_on() => {}
             }
             if open == 0 {
                 self.send_on()?;

@@ -57,6 +57,8 @@ pub(crate) enum PlantedBug {
     KeepsWhatFailed,
     /// Rows that were loaded from a log that a fail-over has undone are held.
     HoldsWhatWasUndone,
+    /// What is left in the topic of loads that were killed stays, unless the run that ends the next load clears it away.
+    LeavesEarlierLoads,
     /// What commits at the position of a load, or later, does not wait for its end.
     NothingWaitsForLoads,
     /// Keys come in the order of their text.

@@ -100,6 +100,9 @@ pub struct HeldTable {
     pub from: Lsn,
     /// All its rows of that load are in the topic.
     pub complete: bool,
+    /// And no rows of earlier loads are.
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// Which log positions are of.
@@ -563,6 +566,7 @@ mod tests {
             load: 3,
             from: Lsn(64),
             complete: true,
+            alone: true,
         };
         let holding = Holding { generation: "g".into(), end: 7, loads: 3, tables: vec![held], ..Holding::default() };
         let progress = at(100).holding(Some(holding.clone()));
@@ -582,6 +586,7 @@ mod tests {
             load: 1,
             from: Lsn(from),
             complete,
+            alone: false,
         };
         let holding =
             Holding { tables: vec![table(40, true), table(60, true), table(30, false)], ..Holding::default() };
