@@ -464,6 +464,7 @@ impl Outlets {
 
     /// Empties the copy on disk.
     pub fn wipe_replica(&mut self) -> Result<(), StepError> {
+        self.events.as_mut().expect("rows are held for events").position = None;
         Ok(self.replica().wipe()?)
     }
 
@@ -474,7 +475,9 @@ impl Outlets {
 
     /// What was put is there at the next start.
     pub fn store(&mut self, position: &Position, durable: bool) -> Result<(), StepError> {
-        Ok(self.replica().commit(position, durable)?)
+        self.replica().commit(position, durable)?;
+        self.events.as_mut().expect("rows are held for events").position = Some(position.clone());
+        Ok(())
     }
 
     /// How much is held, and how it was used since this was last asked.

@@ -3,6 +3,7 @@
 //! One task owns everything. Backpressure is a guard on the arm that reads: while too much is in flight nothing is read,
 //! and Postgres goes on getting its status. Any error ends the loop; what then is the supervisor's.
 
+mod copy;
 mod keeping;
 
 use std::{io, time::Duration};
@@ -12,6 +13,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub use self::copy::follow;
 use self::keeping::Keeping;
 #[cfg(test)]
 use crate::planted::{PlantedBug, is_planted};

@@ -271,6 +271,8 @@ pub struct Seams {
     pub delivery_seconds: Histogram,
     /// The replica's local file.
     pub replica_bytes: Gauge<u64, AtomicU64>,
+    /// Records of the replica's topic that were read for the local file.
+    pub replica_restored: Counter,
     /// Rows that were asked of the replica by their key, and are there.
     pub replica_hits: Counter,
     /// Rows that were asked of the replica by their key, and are not there.
@@ -447,6 +449,10 @@ impl Metrics {
             ),
             replica_rows: of.family("replica_rows", "Rows that the replica holds, by table"),
             replica_bytes: of.unit("replica", "The replica's local file, which is a cache of its topic", Unit::Bytes),
+            replica_restored: of.plain(
+                "replica_restored_records",
+                "Records of the replica's topic that were read for the local file, at starts and while another publishes",
+            ),
             replica_hits: of.plain("replica_hits", "Rows that were asked of the replica by their key, and are there"),
             replica_misses: of
                 .plain("replica_misses", "Rows that were asked of the replica by their key, and are not there"),
@@ -761,6 +767,7 @@ mod tests {
             "offshoot_build_info",
             "offshoot_spill_bytes",
             "offshoot_replica_bytes",
+            "offshoot_replica_restored_records_total",
             "offshoot_replica_hits_total",
             "offshoot_replica_misses_total",
             "offshoot_replica_age_seconds",

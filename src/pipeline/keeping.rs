@@ -33,12 +33,6 @@ use crate::{
 const STORE_INTERVAL: Duration = Duration::from_secs(1);
 /// And so often it outlives the host.
 const DURABLE_INTERVAL: Duration = Duration::from_secs(10);
-/// A copy on disk that is older is not gone on with: deletions that it has not seen may be gone from the topic. Half of its
-/// `delete.retention.ms`.
-const STORE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600 / 2);
-/// While the topic is read, the log says so every so many records. It is kept on disk at its end, once: pages that are rewritten between
-/// many commits are not free before the next durable one.
-const RESTORED_RECORDS: usize = 200_000;
 
 /// So many rows are looked at in one go for whether they are of earlier loads; then whoever else waits has a turn.
 const LOOKED_ROWS: usize = 1000;
@@ -230,46 +224,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Reads what of the topic the copy on disk does not have.
     async fn read_topic(&mut self, holding: &Holding, topic: Range<i64>) -> Result<(), Error> {
         let now = (self.pipe.clock)();
-        let shapes = serde_json::to_string(&self.keeping.shapes).expect("plain texts");
-        let position =
-            |offset, time| Position { generation: holding.generation.clone(), offset, time, shapes: shapes.clone() };
-        let age = |time: Micros| Duration::from_micros((now - time).max(0) as u64);
-        let is_ours = |found: &Position| {
-            (&found.generation, &found.shapes) == (&holding.generation, &shapes)
-                && (topic.start..=topic.end).contains(&found.offset)
-                && age(found.time) < STORE_AGE_MAX
-        };
-        let mut from = match self.pipe.outlets.replica_position().filter(is_ours) {
-            Some(found) => found.offset,
-            None => {
-                self.pipe.outlets.wipe_replica().map_err(Error::Hold)?;
-                topic.start
-            }
-        };
-        let (began, first) = (Instant::now(), from);
-        let mut since = 0;
-        loop {
-            let super::Pipeline { source, sink, ledger, metrics, outlets, .. } = &mut *self.pipe;
-            let kept = sink.kept(from, topic.end);
-            let Some(kept) = answering(source, ledger, &mut self.told_at, metrics, kept).await? else { break };
-            for (key, value) in &kept.records {
-                outlets.restore(key, value.as_deref()).map_err(Error::Hold)?;
-            }
-            from = kept.next;
-            since += kept.records.len();
-            if since >= RESTORED_RECORDS {
-                since = 0;
-                info!(offset = from, end = topic.end, "reads what is held of the source's tables");
-            }
-        }
-        self.pipe.outlets.store(&position(topic.end, now), true).map_err(Error::Hold)?;
-        if topic.end - first > RESTORED_RECORDS as i64 {
-            info!(
-                records = topic.end - first,
-                seconds = began.elapsed().as_secs(),
-                "has read what is held of the source's tables"
-            );
-        }
+        let super::Pipeline { source, sink, ledger, metrics, outlets, .. } = &mut *self.pipe;
+        let read = copy::catch_up(sink, outlets, &holding.generation, &topic, now, metrics);
+        answering(source, ledger, &mut self.told_at, metrics, read).await?;
         self.tell_figures(now);
         self.keeping.end = Some(topic.end);
         Ok(())
@@ -491,7 +448,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             generation: holding.generation.clone(),
             offset,
             time: (self.pipe.clock)(),
-            shapes: serde_json::to_string(&self.keeping.shapes).expect("plain texts"),
+            shapes: copy::shapes(&self.pipe.outlets),
         };
         self.pipe.outlets.store(&position, is_durable).map_err(Error::Hold)?;
         self.tell_figures(position.time);

@@ -428,6 +428,40 @@ fn killed_moved_wiped_and_taken_over_tells_the_same_events_byte_for_byte() {
     assert!(events > 100 * lives.min(10) / 10, "{events} events are too few to tell anything");
 }
 
+#[test]
+fn a_standby_follows_the_topic_and_reads_only_the_tail_when_it_takes_over() {
+    let walk = Walk::new(SCHEMA, &[CHANGED]);
+    let mut active = walk.loaded();
+    let yaml = walk.pipe.yaml();
+    let elsewhere =
+        Config::new(&yaml.lines().filter(|line| !line.starts_with("data_dir:")).collect::<Vec<_>>().join("\n"));
+    let mut command = Command::new(binary());
+    command.arg("run").arg("-c").arg(&elsewhere.path);
+    let mut standby = Offshoot::start(command, &elsewhere);
+    let read = |standby: &Offshoot| standby.metric("offshoot_replica_restored_records_total").unwrap_or(0.0);
+    standby.wait("the rows to be followed", DEADLINE, |o| (read(o) >= 1205.0).then_some(()));
+    walk.db.execute("UPDATE orders SET status = 1 WHERE id <= 300");
+    standby.wait("what comes later to be followed", DEADLINE, |o| (read(o) >= 1505.0).then_some(()));
+    assert_eq!(standby.get("/readyz").map(|(status, _)| status), Some(503));
+    let followed = read(&standby);
+    let lines = json!([{ "no": 1, "sku": "sku-1" }, { "no": 2, "sku": "sku-2" }]);
+    let told = |id: i32, was: i32| {
+        let within = format!("r{}", 1 + id % 5);
+        let data =
+            json!({ "id": id, "was": was, "now": was + 1, "wasIn": within, "in": within, "note": "", "lines": lines });
+        ("OrderChanged", data)
+    };
+    let mut expected: Vec<_> = (1..=300).map(|id| told(id, 0)).collect();
+    walk.tells(&mut active, &expected);
+    active.kill();
+    walk.db.execute("UPDATE orders SET status = 2 WHERE id IN (7, 300); UPDATE orders SET status = 1 WHERE id = 400");
+    expected.extend([told(7, 1), told(300, 1), told(400, 0)]);
+    walk.tells(&mut standby, &expected);
+    assert!(read(&standby) - followed <= 3.0, "{} records after {followed}", read(&standby) - followed);
+    walk.settles(standby);
+    assert_eq!(walk.rows().len(), 1205);
+}
+
 // Loads.
 
 const BIG_AGGREGATES: &str = "types: com.acme
