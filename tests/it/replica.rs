@@ -669,7 +669,12 @@ fn a_disk_that_the_cache_cannot_be_on_stops_it_with_words() {
     // It fills up under way: more rows than there is room for, which are in the topic all the same.
     let small = walk.pipe.run_apart(&format!("mount -t tmpfs -o size=4m none {dir}"));
     walk.db.execute("INSERT INTO region SELECT i, repeat(i::text, 40) FROM generate_series(1000, 60000) i");
-    ends(small, 1, &["No space left on device", "data_dir must have room for it"]);
+    let file = format!("{dir}/replica-{}.redb", walk.pipe.name);
+    ends(
+        small,
+        1,
+        &[&file, "its file system is full (No space left on device", "make room there, or give data_dir another"],
+    );
     let life = walk.pipe.ready();
     walk.settles(life);
     assert_eq!(walk.rows().len(), 5 + 400 + 800 + 59_001);
@@ -699,6 +704,9 @@ fn another_versions_file_stops_it_and_two_processes_do_not_share_one() {
     let mut second = walk.run();
     second
         .wait("the second to wait", DEADLINE, |o| o.log().join("\n").contains("another holds the slot").then_some(()));
+    let said =
+        second.wait_log("a standby that does not follow the replica's topic reads it when it takes over", DEADLINE);
+    says(&said, &[file.to_str().unwrap(), "another process has it open; give each instance a data_dir of its own"]);
     walk.db.execute("UPDATE region SET name = 'a' WHERE id = 1");
     walk.tells(&mut first, &[renamed(1, "r1", "a")]);
     first.kill();
