@@ -70,7 +70,7 @@ pub struct Mapping {
     commit: Commit,
     counts: Counts,
     /// Shape of a table -> the mapped tables that its rows belong to.
-    plans: HashMap<u64, Vec<(usize, Projection)>>,
+    plans: HashMap<u64, Plan>,
     store: Store,
     taker: Taker,
     giver: Option<Giver>,
@@ -313,6 +313,30 @@ pub enum MapError {
         table: String,
         /// The column's name.
         column: String,
+    },
+    /// A held table has another name.
+    #[error(
+        "read a row of {now} at {lsn}: that is {table} under another name, and rows of {table} are held, since events need them; name it so \
+         in the config, or give it its name back and run `offshoot reload`, and start again: its rows are loaded again"
+    )]
+    Renamed {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table` at the start of this run.
+        table: String,
+        /// `schema.table`.
+        now: String,
+    },
+    /// Another table has a held one's name.
+    #[error(
+        "read a row of {table} at {lsn}: that is another table than the one of this name whose rows are held, since events need them; \
+         start again: its rows are loaded again"
+    )]
+    Replaced {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        table: String,
     },
     /// TRUNCATE of a partition of a held table.
     #[error(
@@ -596,7 +620,16 @@ impl Mapping {
                 plans.entry(change.table.version).or_insert(plan)
             }
         };
-        for (table, projection) in plan {
+        if let Some(table) = plan.other.filter(|&table| held.is_now(table)) {
+            let (lsn, table, shape) = (change.lsn, &rules.tables[table], change.table);
+            let (table, now) = (table.full_name(), format!("{}.{}", shape.schema, shape.name));
+            return Err(if table == now {
+                MapError::Replaced { lsn, table }
+            } else {
+                MapError::Renamed { lsn, table, now }
+            });
+        }
+        for (table, projection) in &plan.tables {
             // Only look-ups lead there, and none is made.
             if rules.tables[*table].roles.is_empty() && !held.is_now(*table) {
                 continue;
@@ -932,8 +965,21 @@ impl Mapping {
 /// Shapes of tables that are remembered; a database with more has them found again.
 const PLANS_MAX: usize = 10_000;
 
+/// What rows of a shape are.
+struct Plan {
+    /// The mapped tables that they belong to.
+    tables: Vec<(usize, Projection)>,
+    /// The held table that this one was, or whose name it has.
+    other: Option<usize>,
+}
+
 /// The mapped tables that rows of a shape belong to: by its own name, or as a partition.
-fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Vec<(usize, Projection)>, MapError> {
+fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Plan, MapError> {
+    let is_other = |table: &MappedTable| {
+        let has_name = (&table.schema, &table.name) == (&shape.schema, &shape.name);
+        table.held && table.oid != 0 && has_name != (table.oid == shape.oid)
+    };
+    let other = rules.tables.iter().position(is_other);
     let is_of = |table: &MappedTable| {
         let named = |schema: &str, name: &str| table.schema == schema && table.name == name;
         named(&shape.schema, &shape.name) || shape.ancestors.iter().any(|(schema, name)| named(schema, name))
@@ -966,7 +1012,7 @@ fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Vec<(usize, Project
         })?;
         Ok((index, projection))
     });
-    plan.collect()
+    Ok(Plan { tables: plan.collect::<Result<_, MapError>>()?, other })
 }
 
 impl Taker {

@@ -101,13 +101,15 @@ pub enum What {
 pub struct HeldShape {
     /// What the mapping calls it.
     pub table: usize,
+    /// What the database calls it, whatever its name is; 0 is unknown.
+    pub oid: u32,
     /// Unquoted.
     pub schema: String,
     /// Unquoted.
     pub name: String,
     /// Unquoted, in the order of its rows.
     pub names: Vec<String>,
-    /// Name and type of each: `id int4`.
+    /// Name of each, and how its values are written: `id integer`.
     pub columns: Vec<String>,
     /// Places in `columns` that rows are found by.
     pub links: Vec<usize>,
@@ -438,14 +440,16 @@ impl Outlets {
     pub fn held(&self) -> Vec<HeldShape> {
         let Some(Events { mapping, .. }) = &self.events else { return Vec::new() };
         let rules = mapping.rules();
+        let column = |column: &MappedColumn| format!("{} {}", column.name, text_form((&column.ty, column.modifier)));
         let shape = |table: usize| {
             let of = &rules.tables[table];
             HeldShape {
                 table,
+                oid: of.oid,
                 schema: of.schema.clone(),
                 name: of.name.clone(),
                 names: of.columns.iter().map(|column| column.name.clone()).collect(),
-                columns: of.columns.iter().map(|column| format!("{} {}", column.name, column.ty.name())).collect(),
+                columns: of.columns.iter().map(column).collect(),
                 links: rules.links(table),
             }
         };
@@ -457,7 +461,7 @@ impl Outlets {
         self.mapping().set_held(table, load, from);
     }
 
-    /// Up to where the copy on disk has what is held, as it was opened.
+    /// Up to where the copy on disk has what is held, as it was opened or stored.
     pub fn replica_position(&self) -> Option<Position> {
         self.events.as_ref().and_then(|events| events.position.clone())
     }
@@ -708,6 +712,7 @@ mod tests {
             width: None,
         };
         let orders = CatalogTable {
+            oid: 0,
             schema: "public".into(),
             name: "orders".into(),
             kind: Kind::Table,

@@ -92,7 +92,10 @@ pub struct Holding {
 pub struct HeldTable {
     /// `schema.table`.
     pub table: String,
-    /// Name and type of each column, in the order of the rows: `id int4`.
+    /// What the database called it; 0 is unknown. Another table that has its name since is not held.
+    #[serde(default)]
+    pub oid: u32,
+    /// Name of each column and how its values are written, in the order of the rows: `id integer`.
     pub columns: Vec<String>,
     /// Rows of other loads are not there.
     pub load: u32,
@@ -562,6 +565,7 @@ mod tests {
     fn a_record_that_says_what_is_held_is_of_a_format_of_its_own() {
         let held = HeldTable {
             table: "public.show".into(),
+            oid: 16_400,
             columns: vec!["id int4".into()],
             load: 3,
             from: Lsn(64),
@@ -582,6 +586,7 @@ mod tests {
     fn what_was_loaded_beyond_the_end_of_a_timeline_is_not_held() {
         let table = |from, complete| HeldTable {
             table: "public.show".into(),
+            oid: 16_400,
             columns: Vec::new(),
             load: 1,
             from: Lsn(from),

@@ -223,9 +223,10 @@ async fn connect<'a>(
     if !outlets.held().is_empty() {
         outlets = with_replica(outlets, config)?;
     }
+    let held = outlets.held().iter().map(|shape| shape.oid).collect();
     let source = PostgresSource::new(
         session,
-        Assembler::new(wanted(patterns, prepared.publication_lists), spill),
+        Assembler::new(wanted(patterns, prepared.publication_lists), spill).holding(held),
         prepared.confirmed,
         now,
     );

@@ -171,7 +171,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let topic = self.find_topic(&holding).await?;
         let shapes = &self.keeping.shapes;
         let shape_of = |table: &HeldTable| {
-            shapes.iter().find(|shape| shape.full_name() == table.table && shape.columns == table.columns)
+            let is_it = |shape: &&HeldShape| shape.oid == table.oid || [shape.oid, table.oid].contains(&0);
+            let shape = shapes.iter().find(|shape| shape.full_name() == table.table && shape.columns == table.columns);
+            shape.filter(is_it)
         };
         holding.tables.retain(|table| shape_of(table).is_some());
         for table in &holding.tables {
@@ -262,6 +264,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                     self.pipe.outlets.set_held(shape.table, number, Some(from));
                     holding.tables.push(HeldTable {
                         table: shape.full_name(),
+                        oid: shape.oid,
                         columns: shape.columns.clone(),
                         load: number,
                         from,
