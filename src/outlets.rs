@@ -23,7 +23,9 @@ use crate::{
     mapping::{
         Looked, MapError, Mapping,
         kept::KeptRow,
-        rules::{EventRule, Rules},
+        payload::Missing,
+        rules::{EventRule, MappedColumn, Rules},
+        value::text_form,
     },
     replica::{Figures, Position, Replica, ReplicaError},
     sink::{Record, RecordBatch, Ticket, Topic},
@@ -233,8 +235,19 @@ impl EncodeError {
 
     /// Whether its text has the way on already.
     pub fn says_how_to_go_on(&self) -> bool {
-        use MapError::{TooLarge, Truncated, Unmapped};
-        self.is_config() || matches!(self, EncodeError::Map(Truncated { .. } | TooLarge { .. } | Unmapped { .. }))
+        use MapError::{
+            Event, NoRoot, NotHeld, PartTruncated, Renamed, Replaced, TooLarge, Truncated, Unkept, Unmapped,
+        };
+        let EncodeError::Map(error) = self else { return self.is_config() };
+        match error {
+            Truncated { .. } | PartTruncated { .. } | TooLarge { .. } | Unmapped { .. } => true,
+            // The replica and the source disagree: who goes on without the transaction meets the next row that is not there.
+            NotHeld { .. } | NoRoot { .. } | Unkept { .. } => true,
+            // Nor is one transaction all that is not known of them.
+            Renamed { .. } | Replaced { .. } => true,
+            Event { missing, .. } => matches!(**missing, Missing::Row { .. }),
+            _ => false,
+        }
     }
 }
 
@@ -649,6 +662,31 @@ mod tests {
         transaction.origin = origin.map(Into::into);
         transaction.context = context.map(|text| text.as_bytes().to_vec());
         transaction
+    }
+
+    #[test]
+    fn who_names_a_way_on_is_not_given_another() {
+        let text = || String::from("x");
+        let (lsn, commit) = (Lsn(16), Lsn(32));
+        let row = Missing::Row { table: text(), key: text(), field: text() };
+        let unknown = Missing::Unknown { table: text(), column: text(), field: text() };
+        let errors = [
+            MapError::PartTruncated { lsn, commit, partition: text(), table: text() },
+            MapError::NotHeld { commit, table: text(), key: text() },
+            MapError::NoRoot { commit, event: text(), child: text(), table: text(), key: text() },
+            MapError::Unkept { commit, table: text(), column: text() },
+            MapError::Event { commit, event: text(), missing: Box::new(row) },
+            MapError::Event { commit, event: text(), missing: Box::new(unknown) },
+            MapError::Renamed { lsn, table: text(), now: text() },
+            MapError::Replaced { lsn, table: text() },
+            MapError::Dropped { lsn, table: text(), column: text(), needed_by: text() },
+        ];
+        for error in errors {
+            let said = error.to_string();
+            let names_one =
+                ["offshoot skip", "offshoot reload", "start again: its rows"].iter().any(|way| said.contains(way));
+            assert_eq!(EncodeError::Map(error).says_how_to_go_on(), names_one, "{said}");
+        }
     }
 
     #[test]

@@ -122,10 +122,12 @@ pub enum Error {
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A step of a transaction that cannot be told.
-    #[error("{source}{}", to_skip(source, *commit))]
+    #[error("{source}{}", to_go_on(source, *commit, *is_backfill))]
     Encode {
         /// Where its transaction's commit record starts.
         commit: Lsn,
+        /// It is no transaction: what cannot be told is a row that was there before.
+        is_backfill: bool,
         /// What is the matter, and how to mend it.
         source: EncodeError,
     },
@@ -495,7 +497,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 self.batch.records.retain(|record| record.ticket != sending.ticket);
                 self.pipe.untold = Some(commit);
                 self.sending = Some(sending);
-                Error::Encode { commit, source }
+                let holding = self.keeping.holding.as_ref();
+                let is_backfill = holding.is_some_and(|holding| holding.backfilling == Some(commit));
+                Error::Encode { commit, is_backfill, source }
             }
             StepError::Spill(source) => Error::Spill { commit, source },
             StepError::Net(error) => Error::Source(SourceError::Spill(error)),
@@ -839,11 +843,13 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     }
 }
 
-/// How to go on without a transaction that cannot be told; a table without a topic is for the config to mend.
-fn to_skip(error: &EncodeError, commit: Lsn) -> String {
-    match error.says_how_to_go_on() {
-        true => String::new(),
-        false => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
+/// How to go on without what cannot be told; a table without a topic is for the config to mend.
+fn to_go_on(error: &EncodeError, commit: Lsn, is_backfill: bool) -> String {
+    match (error.says_how_to_go_on(), is_backfill) {
+        (true, _) => String::new(),
+        (false, false) => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
+        (false, true) => "; it is a row that was there before, which `backfill` tells of: change the event so that it can be told, or take                           `backfill` out of its `when`; or mend the row, and offshoot reload reads it again"
+            .into(),
     }
 }
 

@@ -628,6 +628,21 @@ fn a_changed_mapping_loads_what_it_newly_needs_beside_the_stream() {
 // Bad input.
 
 #[test]
+fn a_row_that_was_there_before_and_cannot_be_told_is_not_to_be_skipped() {
+    let mut walk = Walk::new(
+        "CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE big (id int PRIMARY KEY, v date);
+         INSERT INTO big VALUES (1, '2024-01-01'), (2, '0044-03-15 BC')",
+        &[],
+    );
+    walk.remap_in(BIG_AGGREGATES, &["  There: { of: Big, when: backfill, data: { id: id, v: v } }"]);
+    let said = walk.pipe.ends(
+        7,
+        &["There.v1", "public.big.v", "a row that was there before, which `backfill` tells of", "offshoot reload"],
+    );
+    assert!(!said.contains("offshoot skip"), "{said}");
+}
+
+#[test]
 fn a_parent_that_is_missing_where_nothing_enforces_it_is_null() {
     let walk = Walk::new(SCHEMA, &[CHANGED]);
     walk.db.execute(
