@@ -625,6 +625,108 @@ fn a_changed_mapping_loads_what_it_newly_needs_beside_the_stream() {
     walk.settles(life);
 }
 
+#[test]
+fn a_table_that_is_locked_is_waited_for_and_the_rest_goes_on() {
+    let mut walk = Walk::new(SCHEMA, &[CHANGED]);
+    let (proxy, url) = before_postgres(&walk.db);
+    let direct = std::mem::replace(&mut walk.pipe.url, url);
+    proxy.hold(r#"FROM ONLY "public"."orders""#);
+    let mut life = walk.run();
+    life.wait("the load", DEADLINE, |_| proxy.holds().then_some(()));
+    // Not before the load has its position, for which it would wait for this transaction.
+    let migration = walk.db.connect();
+    migration.execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE");
+    proxy.let_go();
+    says(&life.wait_log("another session has locked a table that is loaded; it is tried again", DEADLINE), &["orders"]);
+    let slot = walk.pipe.slot();
+    let heard = || {
+        walk.db.text(&format!(
+            "SELECT reply_time FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid WHERE slot_name = '{slot}'"
+        ))
+    };
+    for _ in 0..2 {
+        let before = heard();
+        life.wait("the server to hear of us", DEADLINE, |_| (heard() != before).then_some(()));
+    }
+    assert_eq!(life.get("/livez").map(|(status, _)| status), Some(200));
+    assert!(!life.log().join("\n").contains(LOADED));
+    migration.execute("UPDATE orders SET status = 1 WHERE id = 1; COMMIT");
+    life.wait_log(LOADED, DEADLINE);
+    let lines = json!([{ "no": 1, "sku": "sku-1" }, { "no": 2, "sku": "sku-2" }]);
+    let data = json!({ "id": 1, "was": 0, "now": 1, "wasIn": "r2", "in": "r2", "note": "", "lines": lines });
+    walk.tells(&mut life, &[("OrderChanged", data)]);
+    walk.settles(life);
+    walk.pipe.url = direct;
+}
+
+#[test]
+fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
+    let mut walk = Walk::new(SCHEMA, &[CHANGED]);
+    let mut life = walk.loaded();
+    let lines = |more: &[i32]| -> Value {
+        [1, 2].iter().chain(more).map(|no| json!({ "no": no, "sku": format!("sku-{no}") })).collect()
+    };
+    let told = |was: i32, more: &[i32]| {
+        let lines = lines(more);
+        let data =
+            json!({ "id": 5, "was": was, "now": was + 1, "wasIn": "r1", "in": "r1", "note": "", "lines": lines });
+        ("OrderChanged", data)
+    };
+    walk.db.execute("ALTER TABLE line RENAME TO item");
+    walk.db.execute("UPDATE orders SET status = 1 WHERE id = 5");
+    walk.tells(&mut life, &[told(0, &[])]);
+    walk.db
+        .execute("BEGIN; UPDATE orders SET status = 2 WHERE id = 5; INSERT INTO item VALUES (5, 9, 'sku-9'); COMMIT");
+    let words =
+        ["read a row of public.item at ", "that is public.line under another name", "its rows are loaded again"];
+    let said = ends(life, 7, &words);
+    assert!(!said.contains("offshoot skip"), "{said}");
+    assert_eq!(walk.told().len(), 1);
+    walk.remap_in(&AGGREGATES.replace("line.order_id", "item.order_id"), &[CHANGED]);
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE orders SET status = 3 WHERE id = 5");
+    walk.tells(&mut life, &[told(0, &[]), told(2, &[9])]);
+    walk.settles(life);
+
+    // Another table that has the name while nobody looks.
+    let walk = Walk::new(SCHEMA, &[RENAMED]);
+    walk.settles(walk.loaded());
+    walk.db.execute(
+        "ALTER TABLE region RENAME TO past; CREATE TABLE region (id int PRIMARY KEY, name text NOT NULL);
+         INSERT INTO region VALUES (1, 'new')",
+    );
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE region SET name = 'newer' WHERE id = 1");
+    walk.tells(&mut life, &[renamed(1, "new", "newer")]);
+    walk.settles(life);
+}
+
+#[test]
+fn a_column_of_another_type_is_loaded_again_only_where_its_text_is_another() {
+    const PAID: &str = "  Paid: { of: Order, when: { paid: changed }, data: { id: id, was: old.paid, now: paid } }";
+    let walk = Walk::new(SCHEMA, &[RENAMED, PAID]);
+    walk.db.execute("UPDATE orders SET paid = 1.5 WHERE id = 1");
+    walk.settles(walk.loaded());
+    walk.db.execute(
+        "ALTER TABLE orders DROP CONSTRAINT orders_region_id_fkey;
+         ALTER TABLE region ALTER COLUMN id TYPE bigint, ALTER COLUMN name TYPE varchar(99)",
+    );
+    let mut life = walk.pipe.ready();
+    walk.db.execute("UPDATE region SET name = 'a' WHERE id = 1");
+    let mut told = vec![renamed(1, "r1", "a")];
+    walk.tells(&mut life, &told);
+    assert_eq!(life.metric("offshoot_replica_restored_records_total"), Some(0.0));
+    assert!(!life.log().join("\n").contains("loads the table"), "{:?}", life.log());
+    walk.settles(life);
+    walk.db.execute("ALTER TABLE orders ALTER COLUMN paid TYPE numeric(12,4)");
+    let mut life = walk.loaded();
+    says(&life.wait_log("loads the table", DEADLINE), &["public.orders"]);
+    walk.db.execute("UPDATE orders SET paid = 2 WHERE id = 1");
+    told.push(("Paid", json!({ "id": 1, "was": "1.5000", "now": "2.0000" })));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
 // Bad input.
 
 #[test]
