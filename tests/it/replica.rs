@@ -66,7 +66,10 @@ struct Walk {
 
 impl Walk {
     fn new(schema: &str, events: &[&str]) -> Walk {
-        let db = postgres::shared(V17).create_database();
+        Walk::on(postgres::shared(V17).create_database(), schema, events)
+    }
+
+    fn on(db: Db, schema: &str, events: &[&str]) -> Walk {
         db.execute(schema);
         let mut walk = Walk { pipe: Pipe::of(&db), db };
         walk.pipe.tables = "public.other".into();
@@ -657,6 +660,33 @@ fn a_table_that_is_locked_is_waited_for_and_the_rest_goes_on() {
     walk.tells(&mut life, &[("OrderChanged", data)]);
     walk.settles(life);
     walk.pipe.url = direct;
+}
+
+#[test]
+fn a_load_that_commits_would_wait_for_is_refused() {
+    let server = postgres::private(V17, &[]);
+    let walk = Walk::on(server.create_database(), SCHEMA, &[RENAMED]);
+    walk.settles(walk.loaded());
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    let configure = |sql: &str| {
+        walk.db.execute(sql);
+        walk.db.execute("SELECT pg_reload_conf()");
+    };
+    configure("ALTER SYSTEM SET synchronous_standby_names = '*'");
+    let application = walk.db.connect();
+    let committed = thread::spawn(move || application.execute("UPDATE region SET name = 'a' WHERE id = 1"));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait::until(DEADLINE, "the commit to wait for a standby", || walk.db.text(waits) == "1");
+    let words = ["synchronous_standby_names counts offshoot_", "name the standbys there instead of `*`"];
+    ends(walk.run(), 3, &words);
+    assert!(!committed.is_finished());
+    configure("ALTER SYSTEM RESET synchronous_standby_names");
+    committed.join().unwrap();
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE region SET name = 'b' WHERE id = 1");
+    walk.tells(&mut life, &[renamed(1, "a", "b")]);
+    walk.settles(life);
 }
 
 #[test]
