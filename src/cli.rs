@@ -1,6 +1,7 @@
 //! The command line -> what was asked for. One file per command below.
 
 pub mod run;
+pub mod bars;
 pub mod stream;
 pub mod check;
 pub mod drop;
@@ -17,6 +18,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+use self::bars::Bars;
 use crate::{
     causes::told,
     config::{Check, Config},
@@ -214,8 +216,8 @@ pub struct LogArguments {
 
 impl Arguments {
     /// What is logged, and how.
-    pub fn logs(&self) -> Logs<'_> {
-        Logs { format: self.logs.log_format, filter: &self.logs.log }
+    pub fn logs(&self, bars: &Bars) -> Logs<'_> {
+        Logs { format: self.logs.log_format, filter: &self.logs.log, draws_loads: bars.are_drawn() }
     }
 }
 

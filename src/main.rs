@@ -8,7 +8,7 @@ use std::{
 use clap::Parser;
 use offshoot::{
     causes::told,
-    cli::{self, Arguments, Command},
+    cli::{self, Arguments, Command, bars::Bars},
     config::Config,
     exit::Exit,
     telemetry,
@@ -32,23 +32,24 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return refuse(&error, Exit::from(&error)),
     };
-    if let Err(error) = telemetry::init(arguments.logs()) {
+    let bars = Bars::new(arguments.logs.log_format);
+    if let Err(error) = telemetry::init(arguments.logs(&bars), bars.clone()) {
         return refuse(&error, Exit::Config);
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&error, Exit::Unexpected),
     };
-    let exit = runtime.block_on(perform(&arguments.command, &config));
+    let exit = runtime.block_on(perform(&arguments.command, &config, &bars));
     // A resolver that is still waiting for its answer is not waited for.
     runtime.shutdown_background();
     exit.into()
 }
 
 /// Does what was asked for.
-async fn perform(command: &Command, config: &Config) -> Exit {
+async fn perform(command: &Command, config: &Config, bars: &Bars) -> Exit {
     match command {
-        Command::Run(_) => cli::run::run(config).await,
+        Command::Run(_) => cli::run::run(config, bars).await,
         Command::Preview(arguments) => cli::preview::preview(config, arguments).await,
         Command::Check(arguments) => cli::check::check(config, arguments.json).await,
         Command::Drop(arguments) => cli::drop::drop(config, arguments.yes).await,

@@ -17,7 +17,7 @@ use tracing::warn;
 pub use self::kept::KeptRow;
 use self::{
     aggregate::{Fate, Group, GroupError, NetRow, Open, Owner, Referrer, Settled, Touched, prefix},
-    held::Held,
+    held::{Garbage, Held},
     kin::Kin,
     net::Taken,
     payload::{Missing, Unwritten},
@@ -70,7 +70,7 @@ pub struct Mapping {
     commit: Commit,
     counts: Counts,
     /// Shape of a table -> the mapped tables that its rows belong to.
-    plans: HashMap<u64, Vec<(usize, Projection)>>,
+    plans: HashMap<u64, Plan>,
     store: Store,
     taker: Taker,
     giver: Option<Giver>,
@@ -314,6 +314,30 @@ pub enum MapError {
         /// The column's name.
         column: String,
     },
+    /// A held table has another name.
+    #[error(
+        "read a row of {now} at {lsn}: that is {table} under another name, and rows of {table} are held, since events need them; name it so \
+         in the config, or give it its name back and run `offshoot reload`, and start again: its rows are loaded again"
+    )]
+    Renamed {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table` at the start of this run.
+        table: String,
+        /// `schema.table`.
+        now: String,
+    },
+    /// Another table has a held one's name.
+    #[error(
+        "read a row of {table} at {lsn}: that is another table than the one of this name whose rows are held, since events need them; \
+         start again: its rows are loaded again"
+    )]
+    Replaced {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        table: String,
+    },
     /// TRUNCATE of a partition of a held table.
     #[error(
         "forget the rows that TRUNCATE of {partition} at {lsn} has deleted: nothing says which rows of {table}, whose partition it is, were \
@@ -341,6 +365,17 @@ pub enum MapError {
     /// Disk.
     #[error(transparent)]
     Spill(#[from] SpillError),
+}
+
+/// What became of a row that may be of an older load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looked<'a> {
+    /// It is; the record says that it is gone.
+    Forgotten(KeptRow<'a>),
+    /// It is of the present one.
+    Stays,
+    /// There is no row.
+    End,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -563,11 +598,13 @@ impl Mapping {
         Ok(self.held.record(true))
     }
 
-    /// Forgets the next row of an older load of a table, and gives the record that says so; `after` is where the search is, and begins
-    /// empty.
-    pub fn garbage(&mut self, table: usize, after: &mut Vec<u8>) -> Result<Option<KeptRow<'_>>, MapError> {
-        let found = self.held.garbage(&self.rules.tables[table], table, after)?;
-        Ok(found.then(|| self.held.record(true)))
+    /// Looks at the next row of a table, and forgets it if it is of an older load; `after` is where the search is, and begins empty.
+    pub fn garbage(&mut self, table: usize, after: &mut Vec<u8>) -> Result<Looked<'_>, MapError> {
+        Ok(match self.held.garbage(&self.rules.tables[table], table, after)? {
+            Garbage::Goes => Looked::Forgotten(self.held.record(true)),
+            Garbage::Stays => Looked::Stays,
+            Garbage::End => Looked::End,
+        })
     }
 
     /// Takes a change; changes of tables that no rule names are passed over.
@@ -583,7 +620,16 @@ impl Mapping {
                 plans.entry(change.table.version).or_insert(plan)
             }
         };
-        for (table, projection) in plan {
+        if let Some(table) = plan.other.filter(|&table| held.is_now(table)) {
+            let (lsn, table, shape) = (change.lsn, &rules.tables[table], change.table);
+            let (table, now) = (table.full_name(), format!("{}.{}", shape.schema, shape.name));
+            return Err(if table == now {
+                MapError::Replaced { lsn, table }
+            } else {
+                MapError::Renamed { lsn, table, now }
+            });
+        }
+        for (table, projection) in &plan.tables {
             // Only look-ups lead there, and none is made.
             if rules.tables[*table].roles.is_empty() && !held.is_now(*table) {
                 continue;
@@ -919,8 +965,21 @@ impl Mapping {
 /// Shapes of tables that are remembered; a database with more has them found again.
 const PLANS_MAX: usize = 10_000;
 
+/// What rows of a shape are.
+struct Plan {
+    /// The mapped tables that they belong to.
+    tables: Vec<(usize, Projection)>,
+    /// The held table that this one was, or whose name it has.
+    other: Option<usize>,
+}
+
 /// The mapped tables that rows of a shape belong to: by its own name, or as a partition.
-fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Vec<(usize, Projection)>, MapError> {
+fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Plan, MapError> {
+    let is_other = |table: &MappedTable| {
+        let has_name = (&table.schema, &table.name) == (&shape.schema, &shape.name);
+        table.held && table.oid != 0 && has_name != (table.oid == shape.oid)
+    };
+    let other = rules.tables.iter().position(is_other);
     let is_of = |table: &MappedTable| {
         let named = |schema: &str, name: &str| table.schema == schema && table.name == name;
         named(&shape.schema, &shape.name) || shape.ancestors.iter().any(|(schema, name)| named(schema, name))
@@ -953,7 +1012,7 @@ fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Vec<(usize, Project
         })?;
         Ok((index, projection))
     });
-    plan.collect()
+    Ok(Plan { tables: plan.collect::<Result<_, MapError>>()?, other })
 }
 
 impl Taker {

@@ -21,9 +21,11 @@ use crate::{
     json,
     lsn::Lsn,
     mapping::{
-        MapError, Mapping,
+        Looked, MapError, Mapping,
         kept::KeptRow,
-        rules::{EventRule, Rules},
+        payload::Missing,
+        rules::{EventRule, MappedColumn, Rules},
+        value::text_form,
     },
     replica::{Figures, Position, Replica, ReplicaError},
     sink::{Record, RecordBatch, Ticket, Topic},
@@ -101,13 +103,15 @@ pub enum What {
 pub struct HeldShape {
     /// What the mapping calls it.
     pub table: usize,
+    /// What the database calls it, whatever its name is; 0 is unknown.
+    pub oid: u32,
     /// Unquoted.
     pub schema: String,
     /// Unquoted.
     pub name: String,
     /// Unquoted, in the order of its rows.
     pub names: Vec<String>,
-    /// Name and type of each: `id int4`.
+    /// Name of each, and how its values are written: `id integer`.
     pub columns: Vec<String>,
     /// Places in `columns` that rows are found by.
     pub links: Vec<usize>,
@@ -231,8 +235,19 @@ impl EncodeError {
 
     /// Whether its text has the way on already.
     pub fn says_how_to_go_on(&self) -> bool {
-        use MapError::{TooLarge, Truncated, Unmapped};
-        self.is_config() || matches!(self, EncodeError::Map(Truncated { .. } | TooLarge { .. } | Unmapped { .. }))
+        use MapError::{
+            Event, NoRoot, NotHeld, PartTruncated, Renamed, Replaced, TooLarge, Truncated, Unkept, Unmapped,
+        };
+        let EncodeError::Map(error) = self else { return self.is_config() };
+        match error {
+            Truncated { .. } | PartTruncated { .. } | TooLarge { .. } | Unmapped { .. } => true,
+            // The replica and the source disagree: who goes on without the transaction meets the next row that is not there.
+            NotHeld { .. } | NoRoot { .. } | Unkept { .. } => true,
+            // Nor is one transaction all that is not known of them.
+            Renamed { .. } | Replaced { .. } => true,
+            Event { missing, .. } => matches!(**missing, Missing::Row { .. }),
+            _ => false,
+        }
     }
 }
 
@@ -438,14 +453,16 @@ impl Outlets {
     pub fn held(&self) -> Vec<HeldShape> {
         let Some(Events { mapping, .. }) = &self.events else { return Vec::new() };
         let rules = mapping.rules();
+        let column = |column: &MappedColumn| format!("{} {}", column.name, text_form((&column.ty, column.modifier)));
         let shape = |table: usize| {
             let of = &rules.tables[table];
             HeldShape {
                 table,
+                oid: of.oid,
                 schema: of.schema.clone(),
                 name: of.name.clone(),
                 names: of.columns.iter().map(|column| column.name.clone()).collect(),
-                columns: of.columns.iter().map(|column| format!("{} {}", column.name, column.ty.name())).collect(),
+                columns: of.columns.iter().map(column).collect(),
                 links: rules.links(table),
             }
         };
@@ -457,13 +474,14 @@ impl Outlets {
         self.mapping().set_held(table, load, from);
     }
 
-    /// Up to where the copy on disk has what is held, as it was opened.
+    /// Up to where the copy on disk has what is held, as it was opened or stored.
     pub fn replica_position(&self) -> Option<Position> {
         self.events.as_ref().and_then(|events| events.position.clone())
     }
 
     /// Empties the copy on disk.
     pub fn wipe_replica(&mut self) -> Result<(), StepError> {
+        self.events.as_mut().expect("rows are held for events").position = None;
         Ok(self.replica().wipe()?)
     }
 
@@ -474,7 +492,9 @@ impl Outlets {
 
     /// What was put is there at the next start.
     pub fn store(&mut self, position: &Position, durable: bool) -> Result<(), StepError> {
-        Ok(self.replica().commit(position, durable)?)
+        self.replica().commit(position, durable)?;
+        self.events.as_mut().expect("rows are held for events").position = Some(position.clone());
+        Ok(())
     }
 
     /// How much is held, and how it was used since this was last asked.
@@ -496,7 +516,7 @@ impl Outlets {
         Ok(())
     }
 
-    /// Takes the next row after a key that is of an earlier load out of the topic; false when there is none.
+    /// Looks at the next row after a key, and takes it out of the topic if it is of an earlier load; whether it is, and `None` at the end.
     pub fn bury(
         &mut self,
         table: usize,
@@ -504,10 +524,15 @@ impl Outlets {
         topic: &Arc<Topic>,
         ticket: Ticket,
         out: &mut RecordBatch,
-    ) -> Result<bool, StepError> {
-        let Some(row) = self.mapping().garbage(table, after)? else { return Ok(false) };
-        keep(&row, topic, ticket, out);
-        Ok(true)
+    ) -> Result<Option<bool>, StepError> {
+        Ok(match self.mapping().garbage(table, after)? {
+            Looked::Forgotten(row) => {
+                keep(&row, topic, ticket, out);
+                Some(true)
+            }
+            Looked::Stays => Some(false),
+            Looked::End => None,
+        })
     }
 
     /// The events, by their place, that are to tell of rows which were there before, and are not among those that have.
@@ -640,6 +665,31 @@ mod tests {
     }
 
     #[test]
+    fn who_names_a_way_on_is_not_given_another() {
+        let text = || String::from("x");
+        let (lsn, commit) = (Lsn(16), Lsn(32));
+        let row = Missing::Row { table: text(), key: text(), field: text() };
+        let unknown = Missing::Unknown { table: text(), column: text(), field: text() };
+        let errors = [
+            MapError::PartTruncated { lsn, commit, partition: text(), table: text() },
+            MapError::NotHeld { commit, table: text(), key: text() },
+            MapError::NoRoot { commit, event: text(), child: text(), table: text(), key: text() },
+            MapError::Unkept { commit, table: text(), column: text() },
+            MapError::Event { commit, event: text(), missing: Box::new(row) },
+            MapError::Event { commit, event: text(), missing: Box::new(unknown) },
+            MapError::Renamed { lsn, table: text(), now: text() },
+            MapError::Replaced { lsn, table: text() },
+            MapError::Dropped { lsn, table: text(), column: text(), needed_by: text() },
+        ];
+        for error in errors {
+            let said = error.to_string();
+            let names_one =
+                ["offshoot skip", "offshoot reload", "start again: its rows"].iter().any(|way| said.contains(way));
+            assert_eq!(EncodeError::Map(error).says_how_to_go_on(), names_one, "{said}");
+        }
+    }
+
+    #[test]
     fn a_transaction_says_what_its_events_are_told_with() {
         let mut outlets = outlets("context: { prefix: ctx, correlationid: correlation_id, traceparent: tp, n: n }\n");
         let context = r#"{"correlation_id": "c-\"1\"", "n": 7, "tp": null, "other": {"x": 1}}"#;
@@ -700,6 +750,7 @@ mod tests {
             width: None,
         };
         let orders = CatalogTable {
+            oid: 0,
             schema: "public".into(),
             name: "orders".into(),
             kind: Kind::Table,

@@ -3,6 +3,7 @@
 //! One task owns everything. Backpressure is a guard on the arm that reads: while too much is in flight nothing is read,
 //! and Postgres goes on getting its status. Any error ends the loop; what then is the supervisor's.
 
+mod copy;
 mod keeping;
 
 use std::{io, time::Duration};
@@ -12,6 +13,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub use self::copy::follow;
 use self::keeping::Keeping;
 #[cfg(test)]
 use crate::planted::{PlantedBug, is_planted};
@@ -120,10 +122,12 @@ pub enum Error {
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A step of a transaction that cannot be told.
-    #[error("{source}{}", to_skip(source, *commit))]
+    #[error("{source}{}", to_go_on(source, *commit, *is_backfill))]
     Encode {
         /// Where its transaction's commit record starts.
         commit: Lsn,
+        /// It is no transaction: what cannot be told is a row that was there before.
+        is_backfill: bool,
         /// What is the matter, and how to mend it.
         source: EncodeError,
     },
@@ -378,7 +382,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 () = sleep_until(deadline) => break,
                 () = sleep_until(status_at) => self.confirm().await?,
                 result = self.pipe.sink.news(&mut self.news) => self.retire(result)?,
-                () = yield_now(), if open == 0 && self.goes_on() => {}
+                () = yield_now(), if open == 0 && self.sending.is_some() && self.goes_on() => {}
             }
             if open == 0 {
                 self.send_on()?;
@@ -493,7 +497,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 self.batch.records.retain(|record| record.ticket != sending.ticket);
                 self.pipe.untold = Some(commit);
                 self.sending = Some(sending);
-                Error::Encode { commit, source }
+                let holding = self.keeping.holding.as_ref();
+                let is_backfill = holding.is_some_and(|holding| holding.backfilling == Some(commit));
+                Error::Encode { commit, is_backfill, source }
             }
             StepError::Spill(source) => Error::Spill { commit, source },
             StepError::Net(error) => Error::Source(SourceError::Spill(error)),
@@ -837,11 +843,13 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     }
 }
 
-/// How to go on without a transaction that cannot be told; a table without a topic is for the config to mend.
-fn to_skip(error: &EncodeError, commit: Lsn) -> String {
-    match error.says_how_to_go_on() {
-        true => String::new(),
-        false => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
+/// How to go on without what cannot be told; a table without a topic is for the config to mend.
+fn to_go_on(error: &EncodeError, commit: Lsn, is_backfill: bool) -> String {
+    match (error.says_how_to_go_on(), is_backfill) {
+        (true, _) => String::new(),
+        (false, false) => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
+        (false, true) => "; it is a row that was there before, which `backfill` tells of: change the event so that it can be told, or take                           `backfill` out of its `when`; or mend the row, and offshoot reload reads it again"
+            .into(),
     }
 }
 

@@ -55,8 +55,12 @@ pub(crate) enum PlantedBug {
     StoresOneTooFar,
     /// What was put in a run that failed is kept on disk.
     KeepsWhatFailed,
+    /// A standby follows what is not committed.
+    FollowsTheUncommitted,
     /// Rows that were loaded from a log that a fail-over has undone are held.
     HoldsWhatWasUndone,
+    /// What is left in the topic of loads that were killed stays, unless the run that ends the next load clears it away.
+    LeavesEarlierLoads,
     /// What commits at the position of a load, or later, does not wait for its end.
     NothingWaitsForLoads,
     /// Keys come in the order of their text.

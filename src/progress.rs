@@ -92,7 +92,10 @@ pub struct Holding {
 pub struct HeldTable {
     /// `schema.table`.
     pub table: String,
-    /// Name and type of each column, in the order of the rows: `id int4`.
+    /// What the database called it; 0 is unknown. Another table that has its name since is not held.
+    #[serde(default)]
+    pub oid: u32,
+    /// Name of each column and how its values are written, in the order of the rows: `id integer`.
     pub columns: Vec<String>,
     /// Rows of other loads are not there.
     pub load: u32,
@@ -100,6 +103,9 @@ pub struct HeldTable {
     pub from: Lsn,
     /// All its rows of that load are in the topic.
     pub complete: bool,
+    /// And no rows of earlier loads are.
+    #[serde(default)]
+    pub alone: bool,
 }
 
 /// Which log positions are of.
@@ -559,10 +565,12 @@ mod tests {
     fn a_record_that_says_what_is_held_is_of_a_format_of_its_own() {
         let held = HeldTable {
             table: "public.show".into(),
+            oid: 16_400,
             columns: vec!["id int4".into()],
             load: 3,
             from: Lsn(64),
             complete: true,
+            alone: true,
         };
         let holding = Holding { generation: "g".into(), end: 7, loads: 3, tables: vec![held], ..Holding::default() };
         let progress = at(100).holding(Some(holding.clone()));
@@ -578,10 +586,12 @@ mod tests {
     fn what_was_loaded_beyond_the_end_of_a_timeline_is_not_held() {
         let table = |from, complete| HeldTable {
             table: "public.show".into(),
+            oid: 16_400,
             columns: Vec::new(),
             load: 1,
             from: Lsn(from),
             complete,
+            alone: false,
         };
         let holding =
             Holding { tables: vec![table(40, true), table(60, true), table(30, false)], ..Holding::default() };

@@ -115,8 +115,20 @@ pub struct Figures {
 /// The cache cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
-    /// The operating system says no, such as for want of room.
-    #[error("use the replica's cache {}: {cause}; data_dir must have room for it", file.display())]
+    /// There is no room for it.
+    #[error(
+        "write the replica's cache {}: its file system is full ({cause}); make room there, or give data_dir another: the file has each row \
+         that events may need (`offshoot check` says how many bytes), and nothing is lost with it, for it is built again from the \
+         replica's topic", file.display()
+    )]
+    Full {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system said.
+        cause: io::Error,
+    },
+    /// The operating system says no.
+    #[error("use the replica's cache {}: {cause}; see to the disk that data_dir is on", file.display())]
     Io {
         /// The file.
         file: PathBuf,
@@ -162,7 +174,7 @@ impl ReplicaError {
     /// Whether it stands until somebody mends it; else another try may do.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::Denied { .. } | Self::Format { .. } => true,
+            Self::Denied { .. } | Self::Format { .. } | Self::Full { .. } => true,
             Self::Io { .. } | Self::Taken { .. } | Self::Damaged { .. } => false,
         }
     }
@@ -415,6 +427,7 @@ impl Place {
             K::PermissionDenied | K::ReadOnlyFilesystem | K::NotADirectory | K::IsADirectory | K::AlreadyExists => {
                 ReplicaError::Denied { file, cause }
             }
+            K::StorageFull | K::QuotaExceeded | K::FileTooLarge => ReplicaError::Full { file, cause },
             _ => ReplicaError::Io { file, cause },
         }
     }

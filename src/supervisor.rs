@@ -10,7 +10,6 @@ use crate::{
     exit::Exit,
     outlets::StepError,
     pipeline::Error,
-    replica::ReplicaError,
     sink::SinkError,
     source::SourceError,
     telemetry::{Metrics, State},
@@ -101,7 +100,7 @@ fn lasting(fault: &Error) -> Option<Exit> {
         Error::Encode { source, .. } if source.is_config() => Some(Exit::Config),
         Error::Encode { .. } => Some(Exit::Undecodable),
         Error::Hold(StepError::Encode(_)) => Some(Exit::Undecodable),
-        Error::Hold(StepError::Replica(ReplicaError::Taken { .. } | ReplicaError::Damaged { .. })) => None,
+        Error::Hold(StepError::Replica(error)) if !error.is_lasting() => None,
         Error::Spill { .. } | Error::Hold(_) => Some(Exit::Unexpected),
     }
 }

@@ -21,7 +21,13 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 use tokio::{sync::watch, time::Instant};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::LevelFilter,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::{change::Micros, transaction};
 
@@ -39,7 +45,12 @@ pub struct Logs<'a> {
     pub format: LogFormat,
     /// Levels, by module if wanted.
     pub filter: &'a str,
+    /// Lines that tell now and then how far a load is are left out: it is drawn.
+    pub draws_loads: bool,
 }
+
+/// The target of these lines.
+const LOADING: &str = "offshoot::loading";
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -68,10 +79,14 @@ pub enum LogError {
     Taken(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Sends `tracing`, and the `log` of libraries such as rdkafka, to stderr.
-pub fn init(logs: Logs<'_>) -> Result<(), LogError> {
-    let registry = tracing_subscriber::registry().with(filter(logs.filter)?);
-    let lines = fmt::layer().with_writer(io::stderr);
+/// Sends `tracing`, and the `log` of libraries such as rdkafka, to a writer, which is stderr in the end.
+pub fn init(logs: Logs<'_>, writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static) -> Result<(), LogError> {
+    let mut filter = filter(logs.filter)?;
+    if logs.draws_loads {
+        filter = filter.add_directive(format!("{LOADING}=off").parse().expect("a directive"));
+    }
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(writer);
     match logs.format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init()?,
         LogFormat::Text => registry.with(lines.compact().with_ansi(coloured())).try_init()?,
@@ -180,6 +195,27 @@ struct ErrorLabel {
     kind: &'static str,
 }
 
+/// A table that is being loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableLoad {
+    /// `schema.table`.
+    pub table: String,
+    /// Rows that have been read.
+    pub rows: u64,
+    /// Rows that the table is thought to have; 0 where nobody knows.
+    pub expected: u64,
+}
+
+/// A load, which is shown until this is dropped.
+#[derive(Debug)]
+pub struct ShownLoad(Metrics);
+
+impl Drop for ShownLoad {
+    fn drop(&mut self) {
+        self.0.loads.send_replace(Vec::new());
+    }
+}
+
 /// The numbers, and the state behind `/readyz`. A clone is the same numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Seams>);
@@ -235,6 +271,8 @@ pub struct Seams {
     pub delivery_seconds: Histogram,
     /// The replica's local file.
     pub replica_bytes: Gauge<u64, AtomicU64>,
+    /// Records of the replica's topic that were read for the local file.
+    pub replica_restored: Counter,
     /// Rows that were asked of the replica by their key, and are there.
     pub replica_hits: Counter,
     /// Rows that were asked of the replica by their key, and are not there.
@@ -257,6 +295,7 @@ pub struct Seams {
     up: Gauge<u64, AtomicU64>,
     states: Family<StateLabel, Gauge<u64, AtomicU64>>,
     state: watch::Sender<State>,
+    loads: watch::Sender<Vec<TableLoad>>,
     beats: AtomicU64,
     /// When the last one was, in milliseconds since `started`.
     last_beat: AtomicU64,
@@ -410,6 +449,10 @@ impl Metrics {
             ),
             replica_rows: of.family("replica_rows", "Rows that the replica holds, by table"),
             replica_bytes: of.unit("replica", "The replica's local file, which is a cache of its topic", Unit::Bytes),
+            replica_restored: of.plain(
+                "replica_restored_records",
+                "Records of the replica's topic that were read for the local file, at starts and while another publishes",
+            ),
             replica_hits: of.plain("replica_hits", "Rows that were asked of the replica by their key, and are there"),
             replica_misses: of
                 .plain("replica_misses", "Rows that were asked of the replica by their key, and are not there"),
@@ -447,6 +490,7 @@ impl Metrics {
             up: of.plain("up", "1 while changes flow, else 0"),
             states: of.family("state", "1 for what the pipeline is doing, else 0"),
             state: watch::Sender::new(State::Starting),
+            loads: watch::Sender::new(Vec::new()),
             beats: AtomicU64::new(0),
             last_beat: AtomicU64::new(0),
             started: Instant::now(),
@@ -559,8 +603,24 @@ impl Metrics {
         self.replica_rows.get_or_create(&TableLabel { table: table.into() }).set(rows);
     }
 
+    /// Tables begin to be loaded.
+    pub fn load(&self, tables: impl IntoIterator<Item = String>) -> ShownLoad {
+        let tables = tables.into_iter().map(|table| TableLoad { table, ..TableLoad::default() });
+        self.loads.send_replace(tables.collect());
+        ShownLoad(self.clone())
+    }
+
+    /// The tables that are being loaded, to be awaited.
+    pub fn loads(&self) -> watch::Receiver<Vec<TableLoad>> {
+        self.loads.subscribe()
+    }
+
     /// The load of a table has read so many rows, of so many that it is expected to read.
     pub fn replica_loaded(&self, table: &str, rows: u64, expected: u64) {
+        self.loads.send_modify(|loads| {
+            let load = loads.iter_mut().find(|load| load.table == table);
+            load.into_iter().for_each(|load| (load.rows, load.expected) = (rows, expected));
+        });
         let table = TableLabel { table: table.into() };
         self.replica_loaded.get_or_create(&table).set(rows);
         self.replica_expected.get_or_create(&table).set(expected);
@@ -707,6 +767,7 @@ mod tests {
             "offshoot_build_info",
             "offshoot_spill_bytes",
             "offshoot_replica_bytes",
+            "offshoot_replica_restored_records_total",
             "offshoot_replica_hits_total",
             "offshoot_replica_misses_total",
             "offshoot_replica_age_seconds",

@@ -11,10 +11,10 @@ use crate::{
     telemetry::{Metrics, State},
 };
 
-use super::{notify, stream::stream};
+use super::{bars::Bars, notify, stream::stream};
 
 /// Answers probes and publishes until it ends; SIGTERM or SIGINT asks for a clean stop.
-pub async fn run(config: &Config) -> Exit {
+pub async fn run(config: &Config, bars: &Bars) -> Exit {
     let metrics = Metrics::new();
     metrics.set_names(&config.name, &config.slot());
     let shutdown = CancellationToken::new();
@@ -34,7 +34,9 @@ pub async fn run(config: &Config) -> Exit {
     };
     let signals = tokio::spawn(drain_when_told(terminate, interrupt, metrics.clone(), shutdown.clone()));
     let notices = tokio::spawn(notify::tell(metrics.clone(), notify::watchdog(), notify::send));
+    let drawn = tokio::spawn(bars.clone().draw(metrics.clone()));
     let exit = stream(config, &metrics, shutdown).await;
+    drawn.abort();
     signals.abort();
     probes.abort();
     notices.abort();

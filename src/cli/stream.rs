@@ -2,16 +2,19 @@
 
 use std::{
     cell::{Cell, OnceCell},
+    convert::Infallible,
+    future::pending,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::Notify, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
     admission::Admission,
+    causes::told,
     change::Micros,
     config::{Config, Delivery, SlotWalAction},
     exit::Exit,
@@ -20,7 +23,7 @@ use crate::{
     lsn::Lsn,
     mapping::{catalog::Catalog, rules::Rules},
     outlets::{Outlets, StepError},
-    pipeline::{Commits, Error, Pipeline},
+    pipeline::{self, Commits, Error, Pipeline},
     postgres::{
         self, Start, Warned, Watch,
         assemble::{Assembler, Wanted},
@@ -171,11 +174,14 @@ async fn connect<'a>(
     admissions: &Admissions,
 ) -> Result<(Connected<'a>, Watch), Error> {
     let misfit = |why: String| SourceError::Config(why.into());
-    let compiled = Cell::new(None);
+    let (compiled, waits) = (Cell::new(None), Notify::new());
     let start = Start {
         warned,
         admissions: &admissions.source,
-        waiting: &|| metrics.set_state(State::WaitingForSlot),
+        waiting: &|| {
+            metrics.set_state(State::WaitingForSlot);
+            waits.notify_one();
+        },
         // Those that are there now; a table that comes later is looked at when it comes.
         accept: &|tables, catalog| {
             accept(config, tables, None)?;
@@ -185,7 +191,12 @@ async fn connect<'a>(
         },
         permit: &|slot, server| Box::pin(permit(config, &admissions.sink, slot, server)),
     };
-    let (session, prepared) = postgres::connect(config, &start).await?;
+    let (session, prepared) = tokio::select! {
+        biased;
+        connected = postgres::connect(config, &start) => connected?,
+        // It lets go of the copy on disk when it ends here.
+        never = stand_by(config, metrics, admissions, &waits) => match never {},
+    };
     let kafka = &config.sink.kafka;
     let found = Found {
         origin: Origin {
@@ -210,14 +221,12 @@ async fn connect<'a>(
         outlets = outlets.with_events(config, rules, spill.clone());
     }
     if !outlets.held().is_empty() {
-        let cache = config.limits.replica_cache.as_u64() as usize;
-        let opened = Replica::open(&config.data_dir, &config.name, cache);
-        let (replica, position) = opened.map_err(|error| Error::Hold(StepError::Replica(error)))?;
-        outlets = outlets.with_replica(replica, position);
+        outlets = with_replica(outlets, config)?;
     }
+    let held = outlets.held().iter().map(|shape| shape.oid).collect();
     let source = PostgresSource::new(
         session,
-        Assembler::new(wanted(patterns, prepared.publication_lists), spill),
+        Assembler::new(wanted(patterns, prepared.publication_lists), spill).holding(held),
         prepared.confirmed,
         now,
     );
@@ -240,6 +249,52 @@ async fn connect<'a>(
         metrics,
     };
     Ok((pipeline, prepared.watch))
+}
+
+/// While another has the slot: follows the replica's topic, so that little of it is left to be read when the slot is ours.
+async fn stand_by(config: &Config, metrics: &Metrics, admissions: &Admissions, waits: &Notify) -> Infallible {
+    waits.notified().await;
+    if !config.events.is_empty()
+        && let Err(error) = follow(config, metrics, admissions).await
+    {
+        // Whoever takes over meets the same fault, and sorts it.
+        warn!(
+            "a standby that does not follow the replica's topic reads it when it takes over; failed to {}",
+            told(&error)
+        );
+    }
+    pending().await
+}
+
+/// Ends when nothing is held.
+async fn follow(config: &Config, metrics: &Metrics, admissions: &Admissions) -> Result<(), Error> {
+    let misfit = |why: String| SourceError::Config(why.into());
+    let catalog = match admissions.catalog.get() {
+        Some(catalog) => catalog.clone(),
+        None => postgres::schema(config).await?,
+    };
+    let spill = Spill { dir: config.data_dir.clone(), memory_max: 0, file_max: 0 };
+    let outlets = outlets(config, "").map_err(misfit)?;
+    let outlets = outlets.with_events(config, rules(config, &catalog).map_err(misfit)?, spill);
+    if outlets.held().is_empty() {
+        return Ok(());
+    }
+    let mut outlets = with_replica(outlets, config)?;
+    let (kafka, admission) = (&config.sink.kafka, &admissions.sink);
+    let buffer = (config.limits.memory.as_u64() / MEMORY_PARTS) as usize;
+    // It publishes nothing, and fences nobody off, before it takes over.
+    let mut sink = KafkaSink::connect(kafka, &config.name, buffer, admission)?;
+    info!("follows the replica's topic meanwhile");
+    let progress = async || kafka::progress::read(kafka, &config.name, admission).await;
+    Err(pipeline::follow(&mut sink, &mut outlets, progress, now, metrics).await)
+}
+
+/// With the copy on disk of what is held.
+fn with_replica(outlets: Outlets, config: &Config) -> Result<Outlets, Error> {
+    let cache = config.limits.replica_cache.as_u64() as usize;
+    let opened = Replica::open(&config.data_dir, &config.name, cache);
+    let (replica, position) = opened.map_err(|error| Error::Hold(StepError::Replica(error)))?;
+    Ok(outlets.with_replica(replica, position))
 }
 
 pub(super) fn outlets(config: &Config, database: &str) -> Result<Outlets, String> {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -32,6 +32,8 @@ use crate::{
 const TOMBSTONES_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 /// Keys and values that are handed over together, roughly.
 const TAKEN_BYTES: usize = 1024 * 1024;
+/// Whoever waits for so long for a transaction of another to end says so; a standby meets one that is open each time.
+const OPEN_WAIT: Duration = Duration::from_secs(3);
 /// How many of these are read ahead.
 const TAKEN_AHEAD: usize = 2;
 /// What librdkafka reads ahead of that, in KiB.
@@ -250,7 +252,8 @@ fn read(
     }
     begins_before(&reading)?;
     reading.assign(&consumer, from)?;
-    let (mut kept, mut bytes, mut waits) = (Kept { next: from, ..Kept::default() }, 0, false);
+    let (mut kept, mut bytes) = (Kept { next: from, ..Kept::default() }, 0);
+    let (mut waits, mut told) = (None, false);
     loop {
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) if message.offset() < end => {
@@ -277,7 +280,8 @@ fn read(
             Some(Err(KafkaError::PartitionEOF(_))) => {
                 let (_, visible) = reading.offsets(&consumer)?;
                 if visible < end {
-                    if !std::mem::replace(&mut waits, true) {
+                    let since = *waits.get_or_insert_with(Instant::now);
+                    if since.elapsed() > OPEN_WAIT && !std::mem::replace(&mut told, true) {
                         info!(topic, "waits for an open transaction to be given up, which hides the last records");
                     }
                     reading.in_time()?;

@@ -19,6 +19,8 @@ pub struct Catalog {
 /// One table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CatalogTable {
+    /// What the database calls it, whatever its name is; 0 is unknown.
+    pub oid: u32,
     /// Unquoted.
     pub schema: String,
     /// Unquoted.

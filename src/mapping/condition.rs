@@ -487,6 +487,7 @@ mod tests {
             column("at", Type::TIMESTAMPTZ),
         ];
         MappedTable {
+            oid: 0,
             schema: "public".into(),
             name: "orders".into(),
             columns,

@@ -337,51 +337,57 @@ impl Held {
         self.store(mapped, table, load, key.bytes, row)
     }
 
-    /// Forgets the next row of an older load after a key, whose place it takes; the record says so. False when there is none.
+    /// Forgets the next row after a key, whose place it takes, if it is of an older load; the record says so.
     pub(super) fn garbage(
         &mut self,
         mapped: &MappedTable,
         table: usize,
         after: &mut Vec<u8>,
-    ) -> Result<bool, MapError> {
-        let load = self.tables[table].load;
-        self.bury(mapped, table, after, |of| of != load)
+    ) -> Result<Garbage, MapError> {
+        let mut row = Vec::new();
+        match self.step(table, after, &mut row)? {
+            None => Ok(Garbage::End),
+            Some(load) if load == self.tables[table].load => Ok(Garbage::Stays),
+            Some(_) => {
+                self.forget(mapped, table, after, &row)?;
+                Ok(Garbage::Goes)
+            }
+        }
     }
 
-    /// Forgets the next row that a table had before it was truncated, as `garbage` does.
+    /// Forgets the next row that a table had before it was truncated, after a key, whose place it takes; the record says so. False when
+    /// there is none.
     pub(super) fn next_truncated(
         &mut self,
         mapped: &MappedTable,
         table: usize,
         after: &mut Vec<u8>,
     ) -> Result<bool, MapError> {
-        self.bury(mapped, table, after, |_| true)
+        let mut row = Vec::new();
+        let is_there = self.step(table, after, &mut row)?.is_some();
+        if is_there {
+            self.forget(mapped, table, after, &row)?;
+        }
+        Ok(is_there)
     }
 
-    fn bury(
-        &mut self,
-        mapped: &MappedTable,
-        table: usize,
-        after: &mut Vec<u8>,
-        is_it: impl Fn(u32) -> bool,
-    ) -> Result<bool, MapError> {
-        let mut row = Vec::new();
-        loop {
-            row.clear();
-            match self.step(table, after, &mut row)? {
-                Some(load) if is_it(load) => break,
-                Some(_) => {}
-                None => return Ok(false),
-            }
-        }
+    fn forget(&mut self, mapped: &MappedTable, table: usize, key: &[u8], row: &[u8]) -> Result<(), MapError> {
         let replica = self.replica.as_mut().expect("held tables have a replica");
-        replica.delete(table as u16, after)?;
+        replica.delete(table as u16, key)?;
         self.record.key.clear();
         self.record.value = None;
-        let key = Cells { bytes: &row }.key(mapped.key_len).expect("rows have their key");
+        let key = Cells { bytes: row }.key(mapped.key_len).expect("rows have their key");
         kept::write_key(mapped, key, &mut self.record.key);
-        Ok(true)
+        Ok(())
     }
+}
+
+/// What was found where the next row of an older load was looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Garbage {
+    Goes,
+    Stays,
+    End,
 }
 
 /// A row with what the replica knows of it.

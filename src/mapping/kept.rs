@@ -78,6 +78,7 @@ mod tests {
 
     fn table() -> MappedTable {
         MappedTable {
+            oid: 0,
             schema: "public".into(),
             name: "a.b".into(),
             columns: Vec::new(),

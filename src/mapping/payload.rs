@@ -437,7 +437,15 @@ mod tests {
     }
 
     fn table(name: &str, key_len: usize, columns: Vec<MappedColumn>) -> MappedTable {
-        MappedTable { schema: "public".into(), name: name.into(), columns, key_len, roles: Vec::new(), held: false }
+        MappedTable {
+            oid: 0,
+            schema: "public".into(),
+            name: name.into(),
+            columns,
+            key_len,
+            roles: Vec::new(),
+            held: false,
+        }
     }
 
     fn field(column: usize) -> Field {

@@ -956,6 +956,7 @@ fn mapped(draft: &Draft<'_>, options: Option<&TableConfig>) -> (MappedTable, BTr
         }
     };
     let mapped = MappedTable {
+        oid: table.oid,
         schema: table.schema.clone(),
         name: table.name.clone(),
         columns: places.iter().map(column).collect(),

@@ -320,7 +320,15 @@ mod tests {
             needed_by: "E.f".into(),
         };
         let columns = columns.iter().map(column).collect();
-        MappedTable { schema: "public".into(), name: "t".into(), columns, key_len: 1, roles: Vec::new(), held: false }
+        MappedTable {
+            oid: 0,
+            schema: "public".into(),
+            name: "t".into(),
+            columns,
+            key_len: 1,
+            roles: Vec::new(),
+            held: false,
+        }
     }
 
     fn shape(identity: Identity, key: &[usize], columns: &[(&str, Type, i32)]) -> Table {

@@ -38,6 +38,8 @@ pub struct Rules {
 /// A table of which rules need rows.
 #[derive(Debug)]
 pub struct MappedTable {
+    /// What the database calls it, whatever its name is; 0 is unknown.
+    pub oid: u32,
     /// Unquoted.
     pub schema: String,
     /// Unquoted.

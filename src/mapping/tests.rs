@@ -819,6 +819,7 @@ fn mapped(schema: &Schema) -> MappedTable {
         needed_by: "the model".into(),
     });
     MappedTable {
+        oid: 0,
         schema: "public".into(),
         name: schema.name.clone(),
         columns: columns.collect(),

@@ -68,18 +68,26 @@ pub(crate) fn equal_as_text(a: (&Type, i32), b: (&Type, i32)) -> bool {
 
 /// Whether what one of these types, with its modifier, holds is written in the same way as the other.
 pub(crate) fn has_same_text(a: (&Type, i32), b: (&Type, i32)) -> bool {
-    let integers = [Type::INT2, Type::INT4, Type::INT8];
-    let texts = [Type::TEXT, Type::VARCHAR];
-    let both = |all: &[Type]| all.contains(a.0) && all.contains(b.0);
-    // Digits after the point.
-    let scale = |modifier: i32| (modifier >= 4).then_some((modifier - 4) & 0x7ff);
-    match *a.0 {
-        Type::NUMERIC => a.0 == b.0 && scale(a.1) == scale(b.1),
+    text_form(a) == text_form(b)
+}
+
+/// Names the way in which values are written: types with one name write a value in the same way, and sort their texts in the same way.
+pub(crate) fn text_form((ty, modifier): (&Type, i32)) -> String {
+    match *ty {
+        Type::INT2 | Type::INT4 | Type::INT8 => "integer".into(),
+        Type::TEXT | Type::VARCHAR => "text".into(),
+        // Digits after the point.
+        Type::NUMERIC if modifier >= 4 => format!("numeric.{}", (modifier - 4) & 0x7ff),
         // Filled with blanks.
-        Type::BPCHAR => a == b,
-        _ => a.0.oid() == b.0.oid() || both(&integers) || both(&texts),
+        Type::BPCHAR => format!("bpchar({modifier})"),
+        // One that was made again under its name may be another.
+        _ if ty.oid() >= FIRST_OID_OF_USERS => format!("{} {}", ty.name(), ty.oid()),
+        _ => ty.name().into(),
     }
 }
+
+/// Types from here on are not built in.
+const FIRST_OID_OF_USERS: u32 = 16_384;
 
 /// What a type is called in SQL.
 pub(crate) fn declared((ty, modifier): (&Type, i32)) -> String {

@@ -4,12 +4,16 @@
 //! A load reads tables as they are at one position of the log. What commits before that goes on meanwhile, without the events that
 //! need these tables; what commits there or later waits until the load is at its end.
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
-use super::{Error, Run, STATUS_INTERVAL, Sending};
+use super::{Error, Run, STATUS_INTERVAL, Sending, copy};
 #[cfg(test)]
 use crate::planted::{PlantedBug, is_planted};
 use crate::{
@@ -21,7 +25,7 @@ use crate::{
     replica::Position,
     sink::{Sink, Ticket},
     source::{Item, Load, LoadTable, Loaded, Source, SourceError},
-    telemetry::{Metrics, State},
+    telemetry::{Metrics, ShownLoad, State},
     transaction::Transaction,
 };
 
@@ -29,15 +33,9 @@ use crate::{
 const STORE_INTERVAL: Duration = Duration::from_secs(1);
 /// And so often it outlives the host.
 const DURABLE_INTERVAL: Duration = Duration::from_secs(10);
-/// A copy on disk that is older is not gone on with: deletions that it has not seen may be gone from the topic. Half of its
-/// `delete.retention.ms`.
-const STORE_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600 / 2);
-/// While the topic is read, the log says so every so many records. It is kept on disk at its end, once: pages that are rewritten between
-/// many commits are not free before the next durable one.
-const RESTORED_RECORDS: usize = 200_000;
 
-/// So many rows of earlier loads leave the topic in one go.
-const BURIED_ROWS: usize = 1000;
+/// So many rows are looked at in one go for whether they are of earlier loads; then whoever else waits has a turn.
+const LOOKED_ROWS: usize = 1000;
 
 /// What is held, and what is under way about it. Empty where the mapping needs nothing of the kind.
 #[derive(Default)]
@@ -58,8 +56,8 @@ pub(super) struct Keeping {
     backfill: Option<(Lsn, Vec<usize>)>,
     /// What comes after the load, or after the backfill.
     waiting: Option<Item>,
-    /// Tables of which the topic has rows of earlier loads, and how far the first one has been looked through.
-    burying: Vec<usize>,
+    /// Tables of which the topic may have rows of earlier loads, and how far the first one has been looked through.
+    burying: VecDeque<usize>,
     buried: Vec<u8>,
 }
 
@@ -68,11 +66,14 @@ struct Loading {
     /// Indexes in `Keeping::shapes`, as it was asked for.
     tables: Vec<usize>,
     number: u32,
+    /// The topic was empty when it began.
+    is_first: bool,
     /// `None` until the source has said it.
     from: Option<Lsn>,
     /// Rows, by table.
     read: BTreeMap<usize, u64>,
     since: Instant,
+    _shown: ShownLoad,
 }
 
 impl Keeping {
@@ -96,7 +97,7 @@ impl Keeping {
         self.put > self.stored && self.stored_at.is_some_and(|at| at.elapsed() >= STORE_INTERVAL)
     }
 
-    /// Rows of earlier loads are in the topic.
+    /// Rows of earlier loads may be in the topic.
     pub(super) fn buries(&self) -> bool {
         !self.burying.is_empty()
     }
@@ -170,7 +171,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         let topic = self.find_topic(&holding).await?;
         let shapes = &self.keeping.shapes;
         let shape_of = |table: &HeldTable| {
-            shapes.iter().find(|shape| shape.full_name() == table.table && shape.columns == table.columns)
+            let is_it = |shape: &&HeldShape| shape.oid == table.oid || [shape.oid, table.oid].contains(&0);
+            let shape = shapes.iter().find(|shape| shape.full_name() == table.table && shape.columns == table.columns);
+            shape.filter(is_it)
         };
         holding.tables.retain(|table| shape_of(table).is_some());
         for table in &holding.tables {
@@ -179,11 +182,17 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         }
         let is_held = |shape: &HeldShape| holding.tables.iter().any(|table| table.table == shape.full_name());
         let missing: Vec<usize> = (0..shapes.len()).filter(|index| !is_held(&shapes[*index])).collect();
+        let is_first = topic.end == 0;
         self.read_topic(&holding, topic).await?;
+        #[cfg(test)]
+        let leaves = is_planted(PlantedBug::LeavesEarlierLoads);
+        #[cfg(not(test))]
+        let leaves = false;
+        self.bury_tables(&holding, |_| !leaves);
         if !missing.is_empty() {
             let now = (self.pipe.clock)() / 1_000_000;
             holding.loads = (holding.loads + 1).max(now as u32);
-            self.load(missing, holding.loads);
+            self.load(missing, holding.loads, is_first);
         } else if let Some(at) = holding.backfilling {
             self.plan_backfill(&holding, Lsn(at.0 + 1));
         } else {
@@ -217,52 +226,15 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
     /// Reads what of the topic the copy on disk does not have.
     async fn read_topic(&mut self, holding: &Holding, topic: Range<i64>) -> Result<(), Error> {
         let now = (self.pipe.clock)();
-        let shapes = serde_json::to_string(&self.keeping.shapes).expect("plain texts");
-        let position =
-            |offset, time| Position { generation: holding.generation.clone(), offset, time, shapes: shapes.clone() };
-        let age = |time: Micros| Duration::from_micros((now - time).max(0) as u64);
-        let is_ours = |found: &Position| {
-            (&found.generation, &found.shapes) == (&holding.generation, &shapes)
-                && (topic.start..=topic.end).contains(&found.offset)
-                && age(found.time) < STORE_AGE_MAX
-        };
-        let mut from = match self.pipe.outlets.replica_position().filter(is_ours) {
-            Some(found) => found.offset,
-            None => {
-                self.pipe.outlets.wipe_replica().map_err(Error::Hold)?;
-                topic.start
-            }
-        };
-        let (began, first) = (Instant::now(), from);
-        let mut since = 0;
-        loop {
-            let super::Pipeline { source, sink, ledger, metrics, outlets, .. } = &mut *self.pipe;
-            let kept = sink.kept(from, topic.end);
-            let Some(kept) = answering(source, ledger, &mut self.told_at, metrics, kept).await? else { break };
-            for (key, value) in &kept.records {
-                outlets.restore(key, value.as_deref()).map_err(Error::Hold)?;
-            }
-            from = kept.next;
-            since += kept.records.len();
-            if since >= RESTORED_RECORDS {
-                since = 0;
-                info!(offset = from, end = topic.end, "reads what is held of the source's tables");
-            }
-        }
-        self.pipe.outlets.store(&position(topic.end, now), true).map_err(Error::Hold)?;
-        if topic.end - first > RESTORED_RECORDS as i64 {
-            info!(
-                records = topic.end - first,
-                seconds = began.elapsed().as_secs(),
-                "has read what is held of the source's tables"
-            );
-        }
+        let super::Pipeline { source, sink, ledger, metrics, outlets, .. } = &mut *self.pipe;
+        let read = copy::catch_up(sink, outlets, &holding.generation, &topic, now, metrics);
+        answering(source, ledger, &mut self.told_at, metrics, read).await?;
         self.tell_figures(now);
         self.keeping.end = Some(topic.end);
         Ok(())
     }
 
-    fn load(&mut self, tables: Vec<usize>, number: u32) {
+    fn load(&mut self, tables: Vec<usize>, number: u32, is_first: bool) {
         let shapes = &self.keeping.shapes;
         for table in &tables {
             self.pipe.outlets.set_held(shapes[*table].table, number, None);
@@ -274,7 +246,9 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.pipe.source.load(asked.collect());
         // What commits before the rows may go on, and that is not known yet.
         self.pipe.source.pause(true);
-        self.keeping.load = Some(Loading { tables, number, from: None, read: BTreeMap::new(), since: Instant::now() });
+        let shown = self.pipe.metrics.load(tables.iter().map(|table| shapes[*table].full_name()));
+        let (read, since) = (BTreeMap::new(), Instant::now());
+        self.keeping.load = Some(Loading { tables, number, is_first, from: None, read, since, _shown: shown });
     }
 
     /// Takes what a load gives.
@@ -283,16 +257,19 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             Load::From(from) => {
                 let loading = self.keeping.load.as_mut().expect("it was asked for");
                 loading.from = Some(from);
-                let (number, holding) = (loading.number, self.keeping.holding.as_mut().expect("it is held"));
+                let (number, alone) = (loading.number, loading.is_first);
+                let holding = self.keeping.holding.as_mut().expect("it is held");
                 for table in &loading.tables {
                     let shape = &self.keeping.shapes[*table];
                     self.pipe.outlets.set_held(shape.table, number, Some(from));
                     holding.tables.push(HeldTable {
                         table: shape.full_name(),
+                        oid: shape.oid,
                         columns: shape.columns.clone(),
                         load: number,
                         from,
                         complete: false,
+                        alone,
                     });
                     info!(table = shape.full_name(), %from, "loads the table; events that need it begin there");
                 }
@@ -307,7 +284,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
                 let mut holding = self.keeping.holding.clone().expect("it is held");
                 let of_it = holding.tables.iter_mut().filter(|table| table.load == loading.number);
                 of_it.for_each(|table| table.complete = true);
-                self.keeping.burying = loading.tables;
+                self.bury_tables(&holding, |table| table.load == loading.number);
                 let rows: u64 = loading.read.values().sum();
                 info!(rows, seconds = loading.since.elapsed().as_secs(), "has loaded what events need");
                 self.plan_backfill(&holding, self.pipe.ledger.sent_whole());
@@ -337,21 +314,35 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.flush()
     }
 
-    /// Takes some rows of earlier loads out of the topic, where nobody takes them for being there.
+    /// Rows of earlier loads of these tables are to leave the topic, where there may be some.
+    fn bury_tables(&mut self, holding: &Holding, which: impl Fn(&HeldTable) -> bool) {
+        let tables = holding.tables.iter().filter(|table| table.complete && !table.alone && which(table));
+        let names: Vec<&str> = tables.map(|table| table.table.as_str()).collect();
+        let Keeping { shapes, burying, .. } = &mut self.keeping;
+        burying.extend((0..shapes.len()).filter(|shape| names.contains(&&*shapes[*shape].full_name())));
+    }
+
+    /// Looks at some rows, and takes those of earlier loads out of the topic, where nobody takes them for being there.
     pub(super) fn bury(&mut self) -> Result<(), Error> {
-        let Some(&table) = self.keeping.burying.last().filter(|_| self.sending.is_none() && self.has_room()) else {
+        let Some(&shape) = self.keeping.burying.front().filter(|_| self.sending.is_none() && self.has_room()) else {
             return Ok(());
         };
         let ticket = self.pipe.ledger.aside();
         let topic = self.pipe.sink.kept_topic();
-        let (table, mut after) = (self.keeping.shapes[table].table, std::mem::take(&mut self.keeping.buried));
-        for _ in 0..BURIED_ROWS {
-            if !self.pipe.outlets.bury(table, &mut after, &topic, ticket, &mut self.batch).map_err(Error::Hold)? {
-                self.keeping.burying.pop();
-                after.clear();
-                break;
+        let (table, mut after) = (self.keeping.shapes[shape].table, std::mem::take(&mut self.keeping.buried));
+        for _ in 0..LOOKED_ROWS {
+            match self.pipe.outlets.bury(table, &mut after, &topic, ticket, &mut self.batch).map_err(Error::Hold)? {
+                Some(true) => self.kept_one(ticket)?,
+                Some(false) => {}
+                None => {
+                    self.keeping.burying.pop_front();
+                    let name = self.keeping.shapes[shape].full_name();
+                    let held = self.keeping.holding.iter_mut().flat_map(|holding| &mut holding.tables);
+                    held.filter(|held| held.table == name).for_each(|held| held.alone = true);
+                    after.clear();
+                    break;
+                }
             }
-            self.kept_one(ticket)?;
         }
         self.keeping.buried = after;
         self.pipe.ledger.close(ticket);
@@ -460,7 +451,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             generation: holding.generation.clone(),
             offset,
             time: (self.pipe.clock)(),
-            shapes: serde_json::to_string(&self.keeping.shapes).expect("plain texts"),
+            shapes: copy::shapes(&self.pipe.outlets),
         };
         self.pipe.outlets.store(&position, is_durable).map_err(Error::Hold)?;
         self.tell_figures(position.time);

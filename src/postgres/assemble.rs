@@ -54,6 +54,8 @@ impl Wanted {
 /// Turns messages into transactions.
 pub struct Assembler {
     wanted: Wanted,
+    /// By oid: tables whose rows the mapping is to see under whatever name.
+    held: Vec<u32>,
     spill: Spill,
     /// By oid; `None` for a table that nobody asked for.
     tables: HashMap<u32, Option<Arc<Table>>>,
@@ -200,6 +202,7 @@ impl Assembler {
     pub fn new(wanted: Wanted, spill: Spill) -> Self {
         Self {
             wanted,
+            held: Vec::new(),
             spill,
             tables: HashMap::new(),
             types: HashMap::new(),
@@ -220,6 +223,11 @@ impl Assembler {
     pub fn recycle(&mut self, mut transaction: Transaction) {
         transaction.clear(SPARE_BYTES_MAX);
         self.spare = Some(transaction);
+    }
+
+    /// Of which tables, by oid, the mapping is to see each row under whatever name: it knows what to do when that is another.
+    pub fn holding(self, held: Vec<u32>) -> Self {
+        Self { held, ..self }
     }
 
     /// Takes the next message, which stands at `lsn` in the log.
@@ -258,8 +266,9 @@ impl Assembler {
     pub fn answer(&mut self, facts: TableFacts) {
         let Some(shape) = self.asked.take() else { return };
         let ancestors = (!facts.gone).then_some(facts.ancestors.as_slice());
-        let asked = (self.wanted.table)(&shape.schema, &shape.name, ancestors);
+        let mut asked = (self.wanted.table)(&shape.schema, &shape.name, ancestors);
         let oid = shape.oid;
+        asked.mapping |= self.held.contains(&oid);
         let table = asked.is_any().then(|| {
             self.versions += 1;
             Arc::new(shape.complete(self.versions, asked, &facts, &self.types))

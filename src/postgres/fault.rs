@@ -106,6 +106,11 @@ pub(crate) enum Fault {
     Changed { table: String, why: &'static str },
     #[error("load {table}: another session has held a lock on it for {seconds} s; the load begins again")]
     Locked { table: String, seconds: u64 },
+    #[error(
+        "load rows: synchronous_standby_names counts {application_name}, so commits wait for us, and the load would wait for them: name the \
+         standbys there instead of `*` (ALTER SYSTEM SET synchronous_standby_names = '...'; SELECT pg_reload_conf())"
+    )]
+    Synchronous { application_name: String },
     #[error("understand {address}: {what}")]
     Protocol { address: String, what: String },
 }

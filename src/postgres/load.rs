@@ -121,6 +121,10 @@ impl Job {
         let names = names.join(", ");
         let began = Instant::now();
         info!(tables = %names, "a load begins: making its temporary slot, which waits for the transactions that are running now");
+        if !self.control.query(SYNCHRONOUS, &[&self.ends.slot]).await?.is_empty() {
+            let application_name = self.ends.application_name.clone();
+            return Err(Fault::Synchronous { application_name }.refused());
+        }
         let mut slot = self.ends.greeting(&self.control).await?;
         slot.step = Step::Load;
         last(&mut slot).await?;
@@ -341,7 +345,8 @@ impl Work {
             let rows = progress.rows.load(Relaxed);
             if rows > 0 && progress.ranges_left.load(Relaxed) > 0 {
                 let (table, of_about) = (format!("{}.{}", table.schema, table.name), progress.rows_estimated);
-                info!(%table, rows, of_about, "loading");
+                // Of a target of its own: where loads are drawn these lines are left out.
+                info!(target: "offshoot::loading", %table, rows, of_about, "loading");
             }
         }
     }
@@ -418,6 +423,12 @@ const PATIENT: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_ca
                        ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')";
 
 const NOTICE_THE_END: &str = "SET client_connection_check_interval = '5s'; SELECT 1";
+
+/// Whether commits wait for the session that streams. While they do they run, for all that a new slot knows; and they would wait for ever,
+/// since nothing is confirmed before the slot's position is known.
+const SYNCHRONOUS: &str = "
+SELECT FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid
+WHERE s.slot_name = $1 AND r.sync_state <> 'async'";
 
 /// The transactions that a slot waits for have ids; the oldest of them.
 const OLDEST: &str = "

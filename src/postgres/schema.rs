@@ -123,6 +123,7 @@ fn say_old(table: &mut CatalogTable, names: &[String]) {
 fn bare(row: &tokio_postgres::Row) -> CatalogTable {
     let unlogged = row.get::<_, &str>("persistence") == "u";
     CatalogTable {
+        oid: row.get("oid"),
         schema: row.get("schema"),
         name: row.get("name"),
         kind: match row.get::<_, &str>("kind") {

@@ -304,7 +304,7 @@ fn another_formats_file_is_left_alone_and_told_of() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_to_lasts_and_a_full_disk_passes() {
+fn a_directory_that_cannot_be_written_to_lasts_and_what_else_a_disk_says_passes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     for inside in ["file", "file/deeper"] {
@@ -312,7 +312,7 @@ fn a_directory_that_cannot_be_written_to_lasts_and_a_full_disk_passes() {
         assert!(matches!(error, ReplicaError::Denied { .. }) && error.is_lasting(), "{error:?}");
         assert!(error.to_string().contains("data_dir must be a directory that offshoot may write to"), "{error}");
     }
-    // A device that has no room.
+    // What is no disk.
     let full = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/dev/full", file_of(full.path(), "shop")).unwrap();
     let error = open(full.path()).unwrap_err();

@@ -48,7 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "transaction",
         ],
     ),
-    ("supervisor", &["causes", "exit", "outlets", "pipeline", "replica", "sink", "source", "telemetry"]),
+    ("supervisor", &["causes", "exit", "outlets", "pipeline", "sink", "source", "telemetry"]),
     ("admin", &["config", "lsn", "telemetry"]),
 ];
 

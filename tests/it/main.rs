@@ -37,5 +37,6 @@ mod events;
 mod mapping_check;
 mod load;
 mod replica;
+mod terminal;
 mod altered;
 mod consumers;

@@ -66,7 +66,10 @@ struct Walk {
 
 impl Walk {
     fn new(schema: &str, events: &[&str]) -> Walk {
-        let db = postgres::shared(V17).create_database();
+        Walk::on(postgres::shared(V17).create_database(), schema, events)
+    }
+
+    fn on(db: Db, schema: &str, events: &[&str]) -> Walk {
         db.execute(schema);
         let mut walk = Walk { pipe: Pipe::of(&db), db };
         walk.pipe.tables = "public.other".into();
@@ -428,6 +431,40 @@ fn killed_moved_wiped_and_taken_over_tells_the_same_events_byte_for_byte() {
     assert!(events > 100 * lives.min(10) / 10, "{events} events are too few to tell anything");
 }
 
+#[test]
+fn a_standby_follows_the_topic_and_reads_only_the_tail_when_it_takes_over() {
+    let walk = Walk::new(SCHEMA, &[CHANGED]);
+    let mut active = walk.loaded();
+    let yaml = walk.pipe.yaml();
+    let elsewhere =
+        Config::new(&yaml.lines().filter(|line| !line.starts_with("data_dir:")).collect::<Vec<_>>().join("\n"));
+    let mut command = Command::new(binary());
+    command.arg("run").arg("-c").arg(&elsewhere.path);
+    let mut standby = Offshoot::start(command, &elsewhere);
+    let read = |standby: &Offshoot| standby.metric("offshoot_replica_restored_records_total").unwrap_or(0.0);
+    standby.wait("the rows to be followed", DEADLINE, |o| (read(o) >= 1205.0).then_some(()));
+    walk.db.execute("UPDATE orders SET status = 1 WHERE id <= 300");
+    standby.wait("what comes later to be followed", DEADLINE, |o| (read(o) >= 1505.0).then_some(()));
+    assert_eq!(standby.get("/readyz").map(|(status, _)| status), Some(503));
+    let followed = read(&standby);
+    let lines = json!([{ "no": 1, "sku": "sku-1" }, { "no": 2, "sku": "sku-2" }]);
+    let told = |id: i32, was: i32| {
+        let within = format!("r{}", 1 + id % 5);
+        let data =
+            json!({ "id": id, "was": was, "now": was + 1, "wasIn": within, "in": within, "note": "", "lines": lines });
+        ("OrderChanged", data)
+    };
+    let mut expected: Vec<_> = (1..=300).map(|id| told(id, 0)).collect();
+    walk.tells(&mut active, &expected);
+    active.kill();
+    walk.db.execute("UPDATE orders SET status = 2 WHERE id IN (7, 300); UPDATE orders SET status = 1 WHERE id = 400");
+    expected.extend([told(7, 1), told(300, 1), told(400, 0)]);
+    walk.tells(&mut standby, &expected);
+    assert!(read(&standby) - followed <= 3.0, "{} records after {followed}", read(&standby) - followed);
+    walk.settles(standby);
+    assert_eq!(walk.rows().len(), 1205);
+}
+
 // Loads.
 
 const BIG_AGGREGATES: &str = "types: com.acme
@@ -591,7 +628,151 @@ fn a_changed_mapping_loads_what_it_newly_needs_beside_the_stream() {
     walk.settles(life);
 }
 
+#[test]
+fn a_table_that_is_locked_is_waited_for_and_the_rest_goes_on() {
+    let mut walk = Walk::new(SCHEMA, &[CHANGED]);
+    let (proxy, url) = before_postgres(&walk.db);
+    let direct = std::mem::replace(&mut walk.pipe.url, url);
+    proxy.hold(r#"FROM ONLY "public"."orders""#);
+    let mut life = walk.run();
+    life.wait("the load", DEADLINE, |_| proxy.holds().then_some(()));
+    // Not before the load has its position, for which it would wait for this transaction.
+    let migration = walk.db.connect();
+    migration.execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE");
+    proxy.let_go();
+    says(&life.wait_log("another session has locked a table that is loaded; it is tried again", DEADLINE), &["orders"]);
+    let slot = walk.pipe.slot();
+    let heard = || {
+        walk.db.text(&format!(
+            "SELECT reply_time FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid WHERE slot_name = '{slot}'"
+        ))
+    };
+    for _ in 0..2 {
+        let before = heard();
+        life.wait("the server to hear of us", DEADLINE, |_| (heard() != before).then_some(()));
+    }
+    assert_eq!(life.get("/livez").map(|(status, _)| status), Some(200));
+    assert!(!life.log().join("\n").contains(LOADED));
+    migration.execute("UPDATE orders SET status = 1 WHERE id = 1; COMMIT");
+    life.wait_log(LOADED, DEADLINE);
+    let lines = json!([{ "no": 1, "sku": "sku-1" }, { "no": 2, "sku": "sku-2" }]);
+    let data = json!({ "id": 1, "was": 0, "now": 1, "wasIn": "r2", "in": "r2", "note": "", "lines": lines });
+    walk.tells(&mut life, &[("OrderChanged", data)]);
+    walk.settles(life);
+    walk.pipe.url = direct;
+}
+
+#[test]
+fn a_load_that_commits_would_wait_for_is_refused() {
+    let server = postgres::private(V17, &[]);
+    let walk = Walk::on(server.create_database(), SCHEMA, &[RENAMED]);
+    walk.settles(walk.loaded());
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    let configure = |sql: &str| {
+        walk.db.execute(sql);
+        walk.db.execute("SELECT pg_reload_conf()");
+    };
+    configure("ALTER SYSTEM SET synchronous_standby_names = '*'");
+    let application = walk.db.connect();
+    let committed = thread::spawn(move || application.execute("UPDATE region SET name = 'a' WHERE id = 1"));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait::until(DEADLINE, "the commit to wait for a standby", || walk.db.text(waits) == "1");
+    let words = ["synchronous_standby_names counts offshoot_", "name the standbys there instead of `*`"];
+    ends(walk.run(), 3, &words);
+    assert!(!committed.is_finished());
+    configure("ALTER SYSTEM RESET synchronous_standby_names");
+    committed.join().unwrap();
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE region SET name = 'b' WHERE id = 1");
+    walk.tells(&mut life, &[renamed(1, "a", "b")]);
+    walk.settles(life);
+}
+
+#[test]
+fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
+    let mut walk = Walk::new(SCHEMA, &[CHANGED]);
+    let mut life = walk.loaded();
+    let lines = |more: &[i32]| -> Value {
+        [1, 2].iter().chain(more).map(|no| json!({ "no": no, "sku": format!("sku-{no}") })).collect()
+    };
+    let told = |was: i32, more: &[i32]| {
+        let lines = lines(more);
+        let data =
+            json!({ "id": 5, "was": was, "now": was + 1, "wasIn": "r1", "in": "r1", "note": "", "lines": lines });
+        ("OrderChanged", data)
+    };
+    walk.db.execute("ALTER TABLE line RENAME TO item");
+    walk.db.execute("UPDATE orders SET status = 1 WHERE id = 5");
+    walk.tells(&mut life, &[told(0, &[])]);
+    walk.db
+        .execute("BEGIN; UPDATE orders SET status = 2 WHERE id = 5; INSERT INTO item VALUES (5, 9, 'sku-9'); COMMIT");
+    let words =
+        ["read a row of public.item at ", "that is public.line under another name", "its rows are loaded again"];
+    let said = ends(life, 7, &words);
+    assert!(!said.contains("offshoot skip"), "{said}");
+    assert_eq!(walk.told().len(), 1);
+    walk.remap_in(&AGGREGATES.replace("line.order_id", "item.order_id"), &[CHANGED]);
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE orders SET status = 3 WHERE id = 5");
+    walk.tells(&mut life, &[told(0, &[]), told(2, &[9])]);
+    walk.settles(life);
+
+    // Another table that has the name while nobody looks.
+    let walk = Walk::new(SCHEMA, &[RENAMED]);
+    walk.settles(walk.loaded());
+    walk.db.execute(
+        "ALTER TABLE region RENAME TO past; CREATE TABLE region (id int PRIMARY KEY, name text NOT NULL);
+         INSERT INTO region VALUES (1, 'new')",
+    );
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE region SET name = 'newer' WHERE id = 1");
+    walk.tells(&mut life, &[renamed(1, "new", "newer")]);
+    walk.settles(life);
+}
+
+#[test]
+fn a_column_of_another_type_is_loaded_again_only_where_its_text_is_another() {
+    const PAID: &str = "  Paid: { of: Order, when: { paid: changed }, data: { id: id, was: old.paid, now: paid } }";
+    let walk = Walk::new(SCHEMA, &[RENAMED, PAID]);
+    walk.db.execute("UPDATE orders SET paid = 1.5 WHERE id = 1");
+    walk.settles(walk.loaded());
+    walk.db.execute(
+        "ALTER TABLE orders DROP CONSTRAINT orders_region_id_fkey;
+         ALTER TABLE region ALTER COLUMN id TYPE bigint, ALTER COLUMN name TYPE varchar(99)",
+    );
+    let mut life = walk.pipe.ready();
+    walk.db.execute("UPDATE region SET name = 'a' WHERE id = 1");
+    let mut told = vec![renamed(1, "r1", "a")];
+    walk.tells(&mut life, &told);
+    assert_eq!(life.metric("offshoot_replica_restored_records_total"), Some(0.0));
+    assert!(!life.log().join("\n").contains("loads the table"), "{:?}", life.log());
+    walk.settles(life);
+    walk.db.execute("ALTER TABLE orders ALTER COLUMN paid TYPE numeric(12,4)");
+    let mut life = walk.loaded();
+    says(&life.wait_log("loads the table", DEADLINE), &["public.orders"]);
+    walk.db.execute("UPDATE orders SET paid = 2 WHERE id = 1");
+    told.push(("Paid", json!({ "id": 1, "was": "1.5000", "now": "2.0000" })));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
 // Bad input.
+
+#[test]
+fn a_row_that_was_there_before_and_cannot_be_told_is_not_to_be_skipped() {
+    let mut walk = Walk::new(
+        "CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE big (id int PRIMARY KEY, v date);
+         INSERT INTO big VALUES (1, '2024-01-01'), (2, '0044-03-15 BC')",
+        &[],
+    );
+    walk.remap_in(BIG_AGGREGATES, &["  There: { of: Big, when: backfill, data: { id: id, v: v } }"]);
+    let said = walk.pipe.ends(
+        7,
+        &["There.v1", "public.big.v", "a row that was there before, which `backfill` tells of", "offshoot reload"],
+    );
+    assert!(!said.contains("offshoot skip"), "{said}");
+}
 
 #[test]
 fn a_parent_that_is_missing_where_nothing_enforces_it_is_null() {
@@ -635,7 +816,12 @@ fn a_disk_that_the_cache_cannot_be_on_stops_it_with_words() {
     // It fills up under way: more rows than there is room for, which are in the topic all the same.
     let small = walk.pipe.run_apart(&format!("mount -t tmpfs -o size=4m none {dir}"));
     walk.db.execute("INSERT INTO region SELECT i, repeat(i::text, 40) FROM generate_series(1000, 60000) i");
-    ends(small, 1, &["No space left on device", "data_dir must have room for it"]);
+    let file = format!("{dir}/replica-{}.redb", walk.pipe.name);
+    ends(
+        small,
+        1,
+        &[&file, "its file system is full (No space left on device", "make room there, or give data_dir another"],
+    );
     let life = walk.pipe.ready();
     walk.settles(life);
     assert_eq!(walk.rows().len(), 5 + 400 + 800 + 59_001);
@@ -665,6 +851,9 @@ fn another_versions_file_stops_it_and_two_processes_do_not_share_one() {
     let mut second = walk.run();
     second
         .wait("the second to wait", DEADLINE, |o| o.log().join("\n").contains("another holds the slot").then_some(()));
+    let said =
+        second.wait_log("a standby that does not follow the replica's topic reads it when it takes over", DEADLINE);
+    says(&said, &[file.to_str().unwrap(), "another process has it open; give each instance a data_dir of its own"]);
     walk.db.execute("UPDATE region SET name = 'a' WHERE id = 1");
     walk.tells(&mut first, &[renamed(1, "r1", "a")]);
     first.kill();

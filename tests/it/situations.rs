@@ -458,6 +458,20 @@ fn the_config() -> Vec<Situation> {
                 })
             },
         ),
+        situation(
+            "a `data_dir` that cannot be written, and an event that needs an old value",
+            (Ends(1), None),
+            &["/dev/null/x/replica-shop.redb", "data_dir must be a directory that offshoot may write to"],
+            || {
+                shared(|_, pipe| {
+                    pipe.rest = format!(
+                        "data_dir: /dev/null/x\naggregates: {{ T: {{ root: t, topic: {}.events }} }}\n\
+                         events: {{ Noted: {{ of: T, when: {{ note: changed }}, data: {{ was: old.note }} }} }}",
+                        pipe.name
+                    );
+                })
+            },
+        ),
     ]
 }
 

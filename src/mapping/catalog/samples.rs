@@ -10,6 +10,7 @@ pub(crate) fn table(name: &str, key: usize, columns: &[&str]) -> CatalogTable {
     let columns: Vec<_> = columns.iter().enumerate().map(|(at, text)| column(text, at < key)).collect();
     let primary_key: Vec<_> = columns[..key].iter().map(|column| column.name.clone()).collect();
     CatalogTable {
+        oid: 0,
         schema: "public".into(),
         name: name.into(),
         kind: Kind::Table,

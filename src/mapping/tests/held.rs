@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     config::Mask,
     mapping::{
+        Looked,
         condition::Condition,
         row::{Cell, Cells, write_sorted_key},
         rules::Hop,
@@ -430,10 +431,16 @@ impl Life {
             self.topic.push((row.key.to_vec(), row.value.map(<[u8]>::to_vec)));
         }
         let mut after = Vec::new();
-        while let Some(row) = self.mapping.garbage(table, &mut after).unwrap() {
-            assert!(row.value.is_none());
-            self.topic.push((row.key.to_vec(), None));
-            self.world.cover("garbage");
+        loop {
+            match self.mapping.garbage(table, &mut after).unwrap() {
+                Looked::Forgotten(row) => {
+                    assert!(row.value.is_none());
+                    self.topic.push((row.key.to_vec(), None));
+                    self.world.cover("garbage");
+                }
+                Looked::Stays => {}
+                Looked::End => break,
+            }
         }
         self.set_held(table, 2, Some(commit));
     }
