@@ -27,6 +27,7 @@ use offshoot::{
 use tokio::runtime::{self, Runtime};
 
 use crate::{
+    appended,
     counted::{self, Received, Tally},
     progress::Progress,
     raw::{How, Raw},
@@ -317,8 +318,9 @@ fn publish(backlog: &Backlog<'_>, lane: &Lane) -> Turn {
     };
     let topics: Vec<_> = topics.iter().map(String::as_str).collect();
     let (mut first, mut last, mut read) = (i64::MAX, 0, 0);
-    broker.reader(&topics, DEADLINE).read_to_end(DEADLINE, |record| {
-        (first, last) = (first.min(record.timestamp), last.max(record.timestamp));
+    appended::read(broker, &topics, |record| {
+        let at = appended::at(record);
+        (first, last) = (first.min(at), last.max(at));
         read += 1;
     });
     assert_eq!(read, records, "records of {}", lane.name);

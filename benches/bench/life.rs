@@ -6,9 +6,10 @@ use std::{
 };
 
 use crate::{
+    appended,
     asked::Asked,
     counted,
-    drain::{APPEND_TIME, DEADLINE, Servers, drop_slot, milliseconds, start, wait_published},
+    drain::{APPEND_TIME, Servers, drop_slot, milliseconds, start, wait_published},
     progress::Progress,
     results::{Idle, Starts, mib},
     support::program::{self, Config},
@@ -46,15 +47,14 @@ pub(crate) fn starts(servers: &Servers<'_>, asked: &Asked, progress: &Progress) 
             assert!(offshoot.terminate(program::START_MAX).success());
         }
         let topic = format!("{name}.public.told");
-        let mut appended = vec![None; began.len()];
-        servers.broker.reader(&[&topic], DEADLINE).read_to_end(DEADLINE, |record| {
-            let number = record.key_json()["id"].as_u64().expect("the key is the row's");
+        let mut times = vec![None; began.len()];
+        appended::read(servers.broker, &[&topic], |record| {
             // At least once may append it again; the first one counts.
-            appended[number as usize].get_or_insert(record.timestamp);
+            times[appended::id(record)].get_or_insert(appended::at(record));
         });
         servers.broker.delete_topic(&topic);
         drop_slot(&db, &format!("offshoot_{name}"));
-        let took = began.iter().zip(appended).skip(1).map(|(began, at)| (at.expect("it was published") - began) as f64);
+        let took = began.iter().zip(times).skip(1).map(|(began, at)| (at.expect("it was published") - began) as f64);
         Starts { delivery: delivery.into(), milliseconds: took.collect() }
     };
     ["exactly_once", "at_least_once"].map(measured).into()

@@ -11,6 +11,7 @@ mod asked;
 mod shapes;
 mod readers;
 mod counted;
+mod appended;
 mod raw;
 mod drain;
 mod latency;

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::{
+    appended,
     asked::Asked,
     drain::{APPEND_TIME, DEADLINE, Servers, drop_slot, milliseconds, start, wait_published},
     progress::Progress,
@@ -55,13 +56,13 @@ pub(crate) fn measure(servers: &Servers<'_>, asked: &Asked, progress: &Progress)
     let mut seen = vec![0_u8; rows as usize];
     let (mut before, mut first, mut last) = (0, i64::MAX, 0);
     let topic = "recovery.public.seat";
-    servers.broker.reader(&[topic], DEADLINE).read_to_end(DEADLINE, |record| {
-        let id = record.key_json()["id"].as_u64().expect("the key is the row's") as usize;
+    appended::read(servers.broker, &[topic], |record| {
+        let (id, at) = (appended::id(record), appended::at(record));
         seen[id] = seen[id].saturating_add(1);
-        if record.timestamp < restarted {
+        if at < restarted {
             before += 1;
         } else {
-            (first, last) = (first.min(record.timestamp), last.max(record.timestamp));
+            (first, last) = (first.min(at), last.max(at));
         }
     });
     servers.broker.delete_topic(topic);

@@ -124,7 +124,7 @@ pub(crate) const SHAPES: [Shape; 9] = [
         label: "20 hot rows",
         schema: "CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
             held_until timestamptz, note text);
-            INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), 'a note of some length that makes the row as long as rows are'
+            INSERT INTO seat SELECT i, 'a', 1, 1, 5000, false, now(), 'a note of some length that makes the row as long as rows are'
             FROM generate_series(0, 19) i",
         write: "UPDATE seat SET price = t % 1000, sold = NOT sold WHERE id >= t % 2 * 10 AND id < t % 2 * 10 + n",
         events: "",
