@@ -7,10 +7,10 @@ SECONDS ?= 600
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test demo bench latency soak endurance fuzz golden clean
+.PHONY: help setup build test demo bench benchmarks latency soak endurance fuzz golden clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install and fetch what is missing to build and to test
 	@scripts/setup
@@ -28,11 +28,14 @@ demo: ## a Postgres, a Kafka and Offshoot between them: SQL and its records side
 	$(CARGO) build --release --bin offshoot --example demo
 	@target/release/examples/demo $(DEMO)
 
-bench: setup ## how fast backlogs are published, beside a reader that does nothing with them; SHAPES="ten booking"
-	$(CARGO) bench --bench backlog
+bench: setup ## how fast it is beside readers that do nothing, printed; PARTS="drain tls latency recovery start idle" SHAPES="ten one"
+	$(CARGO) bench --bench bench
 
-latency: setup ## how long a commit takes to a consumer, at 20 and 500 commits a second
-	$(CARGO) bench --bench latency
+benchmarks: setup ## the same, and docs/benchmarks.md, .json and .svg are written again; 25 minutes, on a machine that does nothing else
+	WRITE=1 $(CARGO) bench --bench bench
+
+latency: setup ## how long a commit takes to a consumer, at 20 and 500 commits a second; SECONDS=20
+	PARTS=latency $(CARGO) bench --bench bench
 
 soak: setup ## kill -9 of the program and its servers while sessions write, LIVES=1000 for a night; servers away for AWAY=600 seconds
 	OFFSHOOT_TEST_LIVES=$(LIVES) OFFSHOOT_TEST_AWAY=$(AWAY) $(CARGO) test --release --test it -- soak --nocapture

@@ -107,7 +107,7 @@ pub(crate) fn of(results: &Results) -> Vec<Aim> {
         "≤ 20 MiB, ≤ 0.5 % of a core",
         results.idle.as_ref().map(|idle| {
             let met = idle.resident_mib <= 20.0 && idle.cpu_percent <= 0.5;
-            (format!("{:.1} MiB, {:.2} %", idle.resident_mib, idle.cpu_percent), met)
+            (format!("{:.2} MiB, {:.2} %", idle.resident_mib, idle.cpu_percent), met)
         }),
     );
     aim(

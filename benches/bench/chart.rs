@@ -13,10 +13,12 @@ use crate::{
 
 const SIZE: (u32, u32) = (1080, 460);
 const LEGEND: u32 = 52;
-/// Above that a bar ends, and says by how much.
+/// There a bar ends; above it stands how far the highest would go.
 const RATIO_MAX: f64 = 3.0;
 /// What text and lines have where a viewer knows no style sheets: readable on both.
 const INK: RGBColor = RGBColor(0x76, 0x7e, 0x88);
+/// The plain reader is a line.
+const PLAIN: RGBColor = RGBColor(0xd1, 0x24, 0x2f);
 const STYLE: &str = "<style>text{fill:#24292f;font-family:system-ui,sans-serif}\
     @media (prefers-color-scheme:dark){text{fill:#e6edf3}}</style>";
 
@@ -70,9 +72,11 @@ fn text(size: u32, at: HPos) -> TextStyle<'static> {
 }
 
 fn draw_legend<'a>(area: &Area<'a>, shapes: &[&Drained]) -> Drawn<'a> {
-    let title = "rows a second, over those of a plain reader that throws everything away (1.0)";
+    let title = "rows a second, as a ratio to a plain reader that throws everything away";
     area.draw(&Text::new(title, (14, 14), text(15, HPos::Left)))?;
-    let mut x = 14;
+    area.draw(&PathElement::new([(14, 37), (28, 37)], PLAIN.stroke_width(2)))?;
+    area.draw(&Text::new("plain reader", (34, 37), text(14, HPos::Left)))?;
+    let mut x = 132;
     for (_, name, colour) in bars_of(shapes) {
         area.draw(&Rectangle::new([(x, 31), (x + 12, 43)], colour.filled()))?;
         area.draw(&Text::new(*name, (x + 18, 37), text(14, HPos::Left)))?;
@@ -103,16 +107,17 @@ fn draw_bars<'a>(area: &Area<'a>, shapes: &[&Drained]) -> Drawn<'a> {
         area.draw(&Text::new(drained.label.as_str(), (middle as i32, bottom + 17), text(14, HPos::Center)))?;
         let there: Vec<_> =
             kinds.iter().filter_map(|(kind, _, colour)| Some((ratio(drained, *kind)?, *colour))).collect();
+        let most = there.iter().map(|(ratio, _)| *ratio).fold(0.0, f64::max);
+        if most > RATIO_MAX {
+            area.draw(&Text::new(format!("up to {most:.1}"), (middle as i32, top - 12), text(13, HPos::Center)))?;
+        }
         let from = middle - bar * there.len() as f64 / 2.0;
         for (place, (ratio, colour)) in there.into_iter().enumerate() {
             let x = (from + place as f64 * bar) as i32;
             let end = (from + (place + 1) as f64 * bar) as i32 - 1;
             area.draw(&Rectangle::new([(x, y(ratio.min(highest))), (end, bottom)], colour.filled()))?;
-            if ratio > RATIO_MAX {
-                area.draw(&Text::new(format!("{ratio:.1}"), ((x + end) / 2, top - 10), text(11, HPos::Center)))?;
-            }
         }
     }
     // The plain reader itself, over the bars.
-    area.draw(&PathElement::new([(left, y(1.0)), (right, y(1.0))], RGBColor(0xd1, 0x24, 0x2f).stroke_width(2)))
+    area.draw(&PathElement::new([(left, y(1.0)), (right, y(1.0))], PLAIN.stroke_width(2)))
 }

@@ -77,6 +77,8 @@ struct Backlog<'a> {
     db: &'a Db,
     rows: u64,
     transactions: u64,
+    /// Where the log was after it.
+    end: u64,
 }
 
 /// How much of it.
@@ -100,13 +102,14 @@ pub(crate) fn measure(
     let Extent { rows, transactions, rounds, warm_up } = extent;
     let db = servers.postgres.create_database();
     db.execute(&shape.schema());
-    let backlog = Backlog { shape, servers, db: &db, rows, transactions };
+    let mut backlog = Backlog { shape, servers, db: &db, rows, transactions, end: 0 };
     progress.tell(&format!("{}: {} slots", shape.name, readers.len() * (rounds + warm_up)));
     let lanes: Vec<Vec<Lane>> = (0..warm_up + rounds)
         .map(|round| readers.iter().enumerate().map(|(at, reader)| prepare(&backlog, *reader, round, at)).collect())
         .collect();
     progress.tell(&format!("{}: writes {rows} rows", shape.name));
     db.execute(&shape.backlog(rows, transactions));
+    backlog.end = end_of_log(&db);
     // Nobody was made to wait for the disk; here all of it is there.
     db.execute("SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'bench', 'all is on disk')");
     let mut reads: Vec<Read> = readers.iter().map(|reader| Read { reader: *reader, turns: Vec::new() }).collect();
@@ -302,13 +305,17 @@ fn read_by_pg_recvlogical(backlog: &Backlog<'_>, lane: &Lane) -> Turn {
 
 /// The program, by the broker's clock.
 fn publish(backlog: &Backlog<'_>, lane: &Lane) -> Turn {
-    let Backlog { shape, servers: Servers { broker, .. }, db, rows, .. } = *backlog;
+    let Backlog { shape, servers: Servers { broker, .. }, db, rows, end, .. } = *backlog;
     let kind = lane.reader.kind;
     let records = kind.records(shape, rows);
     let mut offshoot = start(lane.config.as_ref().expect("it has one"));
     offshoot.wait_ready(program::START_MAX);
     let (streams, cpu_before) = (SystemTime::now(), offshoot.process().cpu_time().expect("it runs"));
-    wait_published(&mut offshoot, records);
+    match kind {
+        // Rows that it keeps are acknowledged too: how many of the records are events is not told.
+        Kind::EventsWithReplica => wait_confirmed(&mut offshoot, end),
+        _ => wait_published(&mut offshoot, records),
+    }
     let cpu = offshoot.process().cpu_time().expect("it runs") - cpu_before;
     let (peak, received) = (offshoot.peak_memory(), counted::received(db, &lane.slot()));
     assert!(offshoot.terminate(program::START_MAX).success());
@@ -338,6 +345,22 @@ pub(crate) fn wait_published(offshoot: &mut Offshoot, records: u64) {
         }
         there.then_some(())
     });
+}
+
+/// Waits until everything before this position is published.
+pub(crate) fn wait_confirmed(offshoot: &mut Offshoot, position: u64) {
+    offshoot.wait("the end of the backlog", DEADLINE, |offshoot| {
+        let there = offshoot.metric("offshoot_confirmed_lsn")? >= position as f64;
+        if !there {
+            thread::sleep(ASK_INTERVAL);
+        }
+        there.then_some(())
+    });
+}
+
+/// In bytes, as the metrics tell of positions. What is committed afterwards takes a pipeline past it.
+pub(crate) fn end_of_log(db: &Db) -> u64 {
+    db.text("SELECT pg_current_wal_insert_lsn() - '0/0'").parse().expect("a number")
 }
 
 /// As records tell of times.

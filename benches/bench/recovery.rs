@@ -1,18 +1,17 @@
 //! A backlog and kill -9 in the middle of it -> how soon records flow again, and whether a reader of committed sees each of them once.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::{
     appended,
     asked::Asked,
-    drain::{APPEND_TIME, DEADLINE, Servers, drop_slot, milliseconds, start, wait_published},
+    drain::{APPEND_TIME, Servers, drop_slot, end_of_log, milliseconds, start, wait_confirmed, wait_published},
     progress::Progress,
     results::{Recovery, mib},
     shapes::SEAT,
     support::{
         postgres::Db,
         program::{self, Config},
-        wait,
     },
 };
 
@@ -39,16 +38,9 @@ pub(crate) fn measure(servers: &Servers<'_>, asked: &Asked, progress: &Progress)
     offshoot.kill();
     let restarted = SystemTime::now();
     let mut offshoot = start(&config);
-    let end = db.text("SELECT pg_current_wal_insert_lsn() - '0/0'").parse::<f64>().expect("a number");
-    // What is committed after that takes the confirmed position past the backlog's end.
+    let end = end_of_log(&db);
     db.execute("SELECT pg_logical_emit_message(true, 'bench', 'the end')");
-    offshoot.wait("the end of the backlog", DEADLINE, |offshoot| {
-        let there = offshoot.metric("offshoot_confirmed_lsn")? >= end;
-        if !there {
-            let _ = wait::attempt(Duration::from_millis(250), || false);
-        }
-        there.then_some(())
-    });
+    wait_confirmed(&mut offshoot, end);
     assert!(offshoot.terminate(program::START_MAX).success());
 
     progress.tell("recovery: reads all of it");
@@ -82,9 +74,8 @@ pub(crate) fn measure(servers: &Servers<'_>, asked: &Asked, progress: &Progress)
 
 /// Writes rows of about a kilobyte until the log has grown by so many bytes. Gives rows, and bytes of log.
 fn write(db: &Db, bytes: u64) -> (u64, u64) {
-    let position = || db.text("SELECT pg_current_wal_insert_lsn() - '0/0'").parse::<u64>().expect("a number");
-    let (from, mut transactions) = (position(), 0);
-    while position() - from < bytes {
+    let (from, mut transactions) = (end_of_log(db), 0);
+    while end_of_log(db) - from < bytes {
         db.execute(&format!(
             "DO $$ DECLARE n bigint := {PER_TRANSACTION}; BEGIN FOR t IN {transactions} .. {} LOOP
                 INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(), repeat(md5(i::text), 30)
@@ -95,5 +86,5 @@ fn write(db: &Db, bytes: u64) -> (u64, u64) {
         transactions += BATCH;
     }
     db.execute("SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'bench', 'all is on disk')");
-    (transactions * PER_TRANSACTION, position() - from)
+    (transactions * PER_TRANSACTION, end_of_log(db) - from)
 }
