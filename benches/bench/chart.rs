@@ -12,7 +12,7 @@ use crate::{
 };
 
 const SIZE: (u32, u32) = (1080, 460);
-const LEGEND: u32 = 52;
+const LEFT: i32 = 14;
 /// There a bar ends; above it stands how far the highest would go.
 const RATIO_MAX: f64 = 3.0;
 /// What text and lines have where a viewer knows no style sheets: readable on both.
@@ -43,8 +43,8 @@ pub(crate) fn chart(results: &Results) -> Option<String> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let (legend, bars) = root.split_vertically(LEGEND);
-        draw_legend(&legend, &shapes).expect("a string takes everything");
+        let (head, bars) = root.split_vertically(legend(&shapes).1);
+        draw_legend(&head, &shapes).expect("a string takes everything");
         draw_bars(&bars, &shapes).expect("a string takes everything");
         root.present().expect("a string takes everything");
     }
@@ -71,16 +71,33 @@ fn text(size: u32, at: HPos) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&INK).pos(Pos::new(at, VPos::Center))
 }
 
+/// Where an entry of the legend is, its name, and its colour; the plain reader's is a line.
+type Entry = (i32, i32, &'static str, Option<RGBColor>);
+
+/// A swatch and a name, from the left, in as many lines as it takes: where each is, and how high that is.
+fn legend(shapes: &[&Drained]) -> (Vec<Entry>, u32) {
+    let bars = bars_of(shapes).map(|(_, name, colour)| (*name, Some(*colour)));
+    let (mut x, mut y, mut all) = (LEFT, 37, Vec::new());
+    for (name, colour) in [("plain reader", None)].into_iter().chain(bars) {
+        let width = 18 + name.len() as i32 * 7;
+        if x + width > SIZE.0 as i32 - LEFT {
+            (x, y) = (LEFT, y + 19);
+        }
+        all.push((x, y, name, colour));
+        x += width + 16;
+    }
+    (all, y as u32 + 15)
+}
+
 fn draw_legend<'a>(area: &Area<'a>, shapes: &[&Drained]) -> Drawn<'a> {
     let title = "rows a second, as a ratio to a plain reader that throws everything away";
-    area.draw(&Text::new(title, (14, 14), text(15, HPos::Left)))?;
-    area.draw(&PathElement::new([(14, 37), (28, 37)], PLAIN.stroke_width(2)))?;
-    area.draw(&Text::new("plain reader", (34, 37), text(14, HPos::Left)))?;
-    let mut x = 132;
-    for (_, name, colour) in bars_of(shapes) {
-        area.draw(&Rectangle::new([(x, 31), (x + 12, 43)], colour.filled()))?;
-        area.draw(&Text::new(*name, (x + 18, 37), text(14, HPos::Left)))?;
-        x += 18 + name.len() as i32 * 7 + 20;
+    area.draw(&Text::new(title, (LEFT, 14), text(15, HPos::Left)))?;
+    for (x, y, name, colour) in legend(shapes).0 {
+        match colour {
+            Some(colour) => area.draw(&Rectangle::new([(x, y - 6), (x + 12, y + 6)], colour.filled()))?,
+            None => area.draw(&PathElement::new([(x, y), (x + 12, y)], PLAIN.stroke_width(2)))?,
+        }
+        area.draw(&Text::new(name, (x + 18, y), text(14, HPos::Left)))?;
     }
     Ok(())
 }

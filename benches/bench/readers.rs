@@ -22,8 +22,8 @@ fn is_not(flag: &bool) -> bool {
     !flag
 }
 
-/// A program that reads. A peer, which is somebody else's, is one more: `drain::prepare` makes its slot, and `drain::read` has its
-/// turn.
+/// A program that reads. A peer, which is somebody else's, is one more: `drain::prepare` makes its slot, `drain::read` has its turn, `of`
+/// says whether it takes part, and `chart::BARS` has a colour for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {

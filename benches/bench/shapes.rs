@@ -115,7 +115,7 @@ pub(crate) const SHAPES: [Shape; 9] = [
         label: "1 transaction",
         rows: 500_000,
         per_transaction: 0,
-        estimate: 14,
+        estimate: 9,
         ..TEN
     },
     Shape {
@@ -188,7 +188,7 @@ events:
 aggregates: { Seat: { root: seat, topic: NAME.seat } }
 events: { SeatAdded: { of: Seat, when: created, data: { seatId: id, a: c1, b: c2, c: c3, d: c4, e: c5, f: c6, g: c7 } } }",
         usual: false,
-        estimate: 45,
+        estimate: 35,
         ..TEN
     },
     Shape {
@@ -201,7 +201,7 @@ events: { SeatAdded: { of: Seat, when: created, data: { seatId: id, a: c1, b: c2
         per_transaction: 1,
         write: "INSERT INTO seat SELECT i, 'a', 1, 1, 1, false, now(), repeat('0123456789', 1000) FROM generate_series(t * n, (t + 1) * n - 1) i",
         usual: false,
-        estimate: 150,
+        estimate: 110,
         ..TEN
     },
     Shape {
@@ -217,7 +217,7 @@ events: { SeatAdded: { of: Seat, when: created, data: { seatId: id, a: c1, b: c2
         look_ups: "
 aggregates: { Seat: { root: seat, topic: NAME.seat } }
 events: { SeatPriced: { of: Seat, when: { sold: changed }, data: { seatId: id, was: old.price, price: price, note: note } } }",
-        estimate: 25,
+        estimate: 18,
         ..TEN
     },
     Shape {
@@ -231,7 +231,7 @@ events: { SeatPriced: { of: Seat, when: { sold: changed }, data: { seatId: id, w
         write: "INSERT INTO noise SELECT i, 'a note of some length that nobody reads' FROM generate_series(t * n * 9, (t + 1) * n * 9 - 1) i;
             INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(), 'a note'
             FROM generate_series(t * n, (t + 1) * n - 1) i",
-        estimate: 40,
+        estimate: 20,
         ..TEN
     },
 ];
