@@ -16,6 +16,8 @@ pub(crate) struct About {
     pub(crate) machine: Vec<(String, String)>,
     pub(crate) versions: Vec<(String, String)>,
     pub(crate) settings: Vec<(String, String)>,
+    /// Processes that wanted to run when it began.
+    pub(crate) load: f64,
     /// How long all of it took.
     pub(crate) minutes: f64,
 }
@@ -24,7 +26,7 @@ pub(crate) struct About {
 pub(crate) const POSTGRES: [(&str, &str); 4] = [
     ("synchronous_commit", "off"),
     ("shared_buffers", "256MB"),
-    ("max_replication_slots", "100"),
+    ("max_replication_slots", "300"),
     ("max_wal_senders", "100"),
 ];
 /// Of Kafka: `-Xmx`.
@@ -42,6 +44,7 @@ pub(crate) fn about(asked: &Asked, servers: &Servers<'_>) -> About {
         "logical_decoding_work_mem",
     ]
     .map(|name| format!("{name} = {}", session.text(&format!("SHOW {name}"))));
+    let load: f64 = line("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
     About {
         date: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
         commit: commit(),
@@ -52,7 +55,7 @@ pub(crate) fn about(asked: &Asked, servers: &Servers<'_>) -> About {
             pair("memory", memory()),
             pair("kernel", format!("Linux {}", line("/proc/sys/kernel/osrelease"))),
             pair("TCP congestion control", line("/proc/sys/net/ipv4/tcp_congestion_control")),
-            pair("load when it began", line("/proc/loadavg").split(' ').next().unwrap_or_default().into()),
+            pair("load when it began", load.to_string()),
         ],
         versions: vec![
             pair("Offshoot", env!("CARGO_PKG_VERSION").into()),
@@ -70,6 +73,7 @@ pub(crate) fn about(asked: &Asked, servers: &Servers<'_>) -> About {
             pair("Offshoot", "defaults; `delivery` as each table says".into()),
             pair("connections", "TCP on the loopback interface, without TLS but where a table says so".into()),
         ],
+        load,
         minutes: 0.0,
     }
 }

@@ -13,6 +13,9 @@ use crate::{
 const NOTES: &str = "<!-- notes: written by hand, kept by `make benchmarks` -->";
 const NOTES_END: &str = "<!-- end of notes -->";
 
+/// Above it somebody else has worked on the machine.
+const LOAD_MAX: f64 = 0.8;
+
 const WHO: &str = "\
 Each reader has a slot of its own from before the backlog was written, and all take turns in one run: what two runs say of one machine
 differs more than what is measured. Figures are medians of the rounds, the memory the most of all rounds. Shown are ratios to *plain*; other
@@ -46,6 +49,12 @@ pub(crate) fn page(results: &Results, notes: &str) -> String {
     );
     if !results.drained.is_empty() {
         let _ = writeln!(page, "![Rates by shape of the backlog, as ratios to a plain reader](benchmarks.svg)\n");
+    }
+    if let Some(doubt) = doubt(&results.about) {
+        let _ = writeln!(
+            page,
+            "> **{doubt}** Not to be quoted: `make benchmarks` on a machine that does nothing else makes figures that may be.\n"
+        );
     }
     about(&mut page, &results.about);
     let aims = aims::of(results);
@@ -88,6 +97,14 @@ pub(crate) fn page(results: &Results, notes: &str) -> String {
 pub(crate) fn notes(page: &str) -> &str {
     let after = page.split_once(NOTES).map_or("", |(_, after)| after);
     after.split_once(NOTES_END).map_or("", |(notes, _)| notes)
+}
+
+/// Why these figures say little.
+fn doubt(about: &About) -> Option<String> {
+    if about.load > LOAD_MAX {
+        return Some(format!("The machine was busy: a load of {} when this began.", about.load));
+    }
+    (about.command != "make benchmarks").then(|| "A part of what is measured, or less of it than usual.".to_owned())
 }
 
 fn about(page: &mut String, about: &About) {
