@@ -146,7 +146,8 @@ pub(crate) fn measure(
 /// Makes a lane's slot.
 fn prepare(backlog: &Backlog<'_>, reader: Reader, round: usize, at: usize) -> Lane {
     let Backlog { shape, db, .. } = backlog;
-    let mut lane = Lane { reader, name: format!("{}_{round}_{at}", shape.name), config: None };
+    // A name that nobody has had on this broker: what the pipeline has published is remembered there.
+    let mut lane = Lane { reader, name: format!("{}_{}_{round}_{at}", shape.name, db.name), config: None };
     match reader.kind {
         Kind::Eager | Kind::Plain | Kind::PgRecvlogical => {
             let slot = lane.slot();
