@@ -135,7 +135,7 @@ fn table(page: &mut String, drained: &Drained) {
     if drained.single {
         let _ = writeln!(
             page,
-            "Nothing of it may be published before all of it was read, so rates count from start to end."
+            "Nothing of it may be published before all of it was read, so rates count from start to end. *Best* has as much memory as the reader beside it, *plain* the server's 64 MB."
         );
     }
     let _ = writeln!(

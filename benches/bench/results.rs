@@ -101,9 +101,11 @@ impl Drained {
         self.read(reader).into_iter().flat_map(|read| &read.turns).map(|turn| turn.rate(self.single)).collect()
     }
 
-    /// Its rate over another one's.
+    /// Its rate over another one's; over the best one's with as much memory.
     pub(crate) fn ratio(&self, reader: Reader, to: Kind) -> Option<f64> {
-        Some(self.rate(reader)? / self.rate(Reader::of(to))?)
+        let usual = Reader::of(to);
+        let alike = Reader { memory: reader.memory && to == Kind::Best, ..usual };
+        Some(self.rate(reader)? / self.rate(alike).or_else(|| self.rate(usual))?)
     }
 }
 
