@@ -7,7 +7,7 @@ SECONDS ?= 600
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test demo bench bench-peers latency replica instructions profile soak endurance fuzz golden clean
+.PHONY: help setup build test demo bench benchmarks bench-peers latency replica instructions profile soak endurance fuzz golden clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,15 +28,18 @@ demo: ## a Postgres, a Kafka and Offshoot between them: SQL and its records side
 	$(CARGO) build --release --bin offshoot --example demo
 	@target/release/examples/demo $(DEMO)
 
-bench: setup ## how fast backlogs are published, beside a reader that does nothing with them; SHAPES="ten booking"
-	$(CARGO) bench --bench backlog
+bench: setup ## how fast it is beside readers that do nothing, printed; PARTS="drain tls latency recovery start idle" SHAPES="ten one"
+	$(CARGO) bench --bench bench
 
-bench-peers: ## the same, and Debezium on Kafka Connect, tuned
+benchmarks: setup ## the same, and docs/benchmarks.md, .json and .svg are written again; 25 minutes, on a machine that does nothing else
+	WRITE=1 $(CARGO) bench --bench bench
+
+bench-peers: setup ## as bench, and Debezium on Kafka Connect, tuned, is one more reader
 	@scripts/setup peers
-	PEERS=1 $(CARGO) bench --bench backlog
+	PEERS=1 PARTS=drain $(CARGO) bench --bench bench
 
-latency: setup ## how long a commit takes to a consumer, at 20 and 500 commits a second
-	$(CARGO) bench --bench latency
+latency: setup ## how long a commit takes to a consumer, at 20 and 500 commits a second; SECONDS=20
+	PARTS=latency $(CARGO) bench --bench bench
 
 replica: setup ## what the replica of a large table takes: ROWS=10000000, CHANGES=500000
 	$(CARGO) bench --bench replica

@@ -6,7 +6,8 @@
 //! is acknowledged, and keeps the stack; `inferno` counts the stacks and draws them. Functions that the compiler has put
 //! into their callers are told apart by the debugging information.
 
-#[path = "backlog/shapes.rs"]
+#[path = "bench/shapes.rs"]
+#[allow(dead_code)]
 mod shapes;
 #[path = "../tests/it/support/mod.rs"]
 mod support;
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use shapes::shape;
+use shapes::Shape;
 use support::{
     kafka,
     postgres::{self, V17},
@@ -39,7 +40,8 @@ const LINES_MAX: usize = 30;
 
 fn main() {
     let text = |name: &str, usual: &str| env::var(name).ok().filter(|text| !text.is_empty()).unwrap_or(usual.into());
-    let (shape, mode) = (shape(&text("SHAPE", "one")), text("MODE", "events"));
+    let (name, mode) = (text("SHAPE", "one"), text("MODE", "events"));
+    let shape = Shape::named(&name).unwrap_or_else(|| panic!("no SHAPE is {name}"));
     let rows: u64 = text("ROWS", "500000").parse().expect("ROWS is a number");
     let is_events = match mode.as_str() {
         "events" => true,
@@ -50,7 +52,7 @@ fn main() {
     let server = postgres::private(V17, &[("synchronous_commit", "off"), ("shared_buffers", "256MB")]);
     let broker = kafka::private(&kafka::Options { heap: "1g", optimize: true, ..kafka::Options::default() });
     let db = server.create_database();
-    db.execute(shape.schema);
+    db.execute(&shape.schema());
     let tables: Vec<_> = shape.tables.iter().map(|table| format!("public.{table}")).collect();
     let tables: Vec<_> = tables.iter().map(String::as_str).collect();
     let config = program::config("profile", &db.url, broker.address(), &tables);
@@ -62,13 +64,9 @@ fn main() {
     let mut offshoot = start(&config);
     offshoot.wait_ready(program::START_MAX);
     assert!(offshoot.terminate(program::START_MAX).success());
-    let per_transaction = if shape.per_transaction == 0 { rows } else { shape.per_transaction };
+    let per_transaction = if shape.is_single() { rows } else { shape.per_transaction };
     let transactions = rows / per_transaction;
-    db.execute(&format!(
-        "DO $$ DECLARE n bigint := {per_transaction}; BEGIN FOR t IN 0 .. {} LOOP {}; COMMIT; END LOOP; END $$",
-        transactions - 1,
-        shape.write
-    ));
+    db.execute(&shape.backlog(rows, transactions));
     let records = if is_events { rows / shape.per_event } else { rows };
 
     let dir = process::new_dir("profile");

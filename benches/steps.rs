@@ -212,6 +212,7 @@ fn described(table: &Table) -> CatalogTable {
         valid: true,
     };
     CatalogTable {
+        oid: table.oid,
         schema: table.schema.clone(),
         name: table.name.clone(),
         kind: Kind::Table,

@@ -1,17 +1,9 @@
 //! Commits at a steady rate -> how long each takes to a consumer that reads committed, beside a bare Kafka transaction.
 //!
-//!     make latency                   SECONDS=20: how long each case is measured
-//!
 //! Writer and consumer are threads of this process and read one clock. A commit is timed from just before COMMIT is sent
-//! until the consumer has the record; a bare transaction, of two records, from just before the first of them is sent. What
-//! goes on beside it on the machine is part of every figure, so its load is printed with them.
-
-#[path = "../tests/it/support/mod.rs"]
-mod support;
+//! until the consumer has the record; a bare transaction, of two records, from just before the first of them is sent.
 
 use std::{
-    env, fs,
-    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -26,11 +18,17 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     producer::{BaseProducer, BaseRecord, Producer},
 };
-use support::{
-    kafka::{self, Broker},
-    postgres::{self, Server, V17},
-    program::{self, Config, Offshoot},
-    wait,
+
+use crate::{
+    asked::Asked,
+    drain::{Servers, start},
+    progress::Progress,
+    results::Latency,
+    support::{
+        kafka::Broker,
+        program::{self, Config},
+        wait,
+    },
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -69,48 +67,44 @@ impl Times {
     }
 }
 
-fn main() {
-    let seconds = env::var("SECONDS").map_or(20, |text| text.parse().expect("a number"));
-    let length = WARM_UP + Duration::from_secs(seconds);
-    let server = postgres::private(V17, &[]);
-    let broker = kafka::private(&kafka::Options { heap: "1g", optimize: true, ..kafka::Options::default() });
-    server.session("postgres").execute("CREATE TABLE told (id bigint PRIMARY KEY, note text)");
+/// All cases.
+pub(crate) fn measure(servers: &Servers<'_>, asked: &Asked, progress: &Progress) -> Vec<Latency> {
+    let length = WARM_UP + asked.latency;
+    servers.postgres.session("postgres").execute("CREATE TABLE told (id bigint PRIMARY KEY, note text)");
     // The broker compiles itself while it is in use: the first case would pay for all.
-    bare(&broker, Some(200), WARM_UP);
-
-    println!("Load of the machine before: {}", load());
-    println!();
-    println!("| what | a second | p50 ms | p99 ms | max ms | counted |");
-    println!("|---|---|---|---|---|---|");
-    let only = env::var("ONLY").unwrap_or_default();
+    bare(servers.broker, Some(200), WARM_UP);
+    let mut all = Vec::new();
     for delivery in ["exactly_once", "at_least_once"] {
         for rate in [20, 500] {
-            if format!("{delivery} {rate}").contains(&only) {
-                row(
-                    &format!("commits, `{delivery}`"),
-                    &rate.to_string(),
-                    &published(&server, &broker, delivery, rate, length),
-                );
-            }
+            progress.tell(&format!("latency: {rate} commits a second, {delivery}"));
+            all.push(case("a commit", Some(delivery), rate, &published(servers, delivery, rate, length)));
         }
     }
-    if only.is_empty() || only == "bare" {
-        row("Kafka transactions of two records, nothing else", "20", &bare(&broker, Some(20), length));
-        let back_to_back = bare(&broker, None, length);
-        let rate = back_to_back.len() as u64 / seconds;
-        row("the same, one after the other", &rate.to_string(), &back_to_back);
-    }
-    println!();
-    println!("Load of the machine after: {}", load());
+    progress.tell("latency: Kafka transactions alone");
+    all.push(case(
+        "a Kafka transaction of two records, nothing else",
+        None,
+        20,
+        &bare(servers.broker, Some(20), length),
+    ));
+    let back_to_back = bare(servers.broker, None, length);
+    let rate = back_to_back.len() as u64 / asked.latency.as_secs().max(1);
+    all.push(case("the same, one after the other", None, rate, &back_to_back));
+    servers.postgres.session("postgres").execute("DROP TABLE told");
+    all
 }
 
-fn row(what: &str, rate: &str, took: &[Duration]) {
+fn case(what: &str, delivery: Option<&str>, per_second: u64, took: &[Duration]) -> Latency {
     let of = |hundredths: usize| took[(took.len() * hundredths / 100).min(took.len() - 1)].as_secs_f64() * 1e3;
-    println!("| {what} | {rate} | {:.1} | {:.1} | {:.1} | {} |", of(50), of(99), of(100), took.len());
-}
-
-fn load() -> String {
-    fs::read_to_string("/proc/loadavg").map_or("not known".into(), |text| text.trim().to_owned())
+    Latency {
+        what: what.into(),
+        delivery: delivery.map(str::to_owned),
+        per_second,
+        p50_ms: of(50),
+        p99_ms: of(99),
+        max_ms: of(100),
+        counted: took.len(),
+    }
 }
 
 /// Calls `each` at this rate, or as fast as it goes, until `length` has passed, with a number that counts up.
@@ -128,19 +122,19 @@ fn paced(rate: Option<u64>, length: Duration, mut each: impl FnMut(usize)) -> us
 }
 
 /// What commits of one row take to the consumer, by way of the program.
-fn published(server: &Server, broker: &Broker, delivery: &str, rate: u64, length: Duration) -> Vec<Duration> {
+fn published(servers: &Servers<'_>, delivery: &str, rate: u64, length: Duration) -> Vec<Duration> {
+    let Servers { postgres: server, broker } = *servers;
     let name = format!("{delivery}_{rate}");
     let text = program::config(&name, &server.url("postgres"), broker.address(), &["public.told"]);
     let config = Config::new(&text.replace("exactly_once }", &format!("{delivery} }}")));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
-    command.arg("run").arg("-c").arg(&config.path);
-    let mut offshoot = Offshoot::start(command, &config);
+    let mut offshoot = start(&config);
     offshoot.wait_ready(DEADLINE);
     let topic = format!("{name}.public.told");
     broker.create_topic(&topic, 1, &[]);
 
     let session = server.session("postgres");
-    session.execute("TRUNCATE told");
+    // Only what is flushed is streamed: without waiting for it, a commit leaves with the log writer's next round.
+    session.execute("SET synchronous_commit = on; TRUNCATE told");
     let times = Arc::new(Times::default());
     let reader = Reading::of(broker, &topic, &times, |message| {
         let key: serde_json::Value = serde_json::from_slice(message).ok()?;
