@@ -848,7 +848,8 @@ fn to_go_on(error: &EncodeError, commit: Lsn, is_backfill: bool) -> String {
     match (error.says_how_to_go_on(), is_backfill) {
         (true, _) => String::new(),
         (false, false) => format!("; or go on without the transaction: offshoot skip --lsn {commit}"),
-        (false, true) => "; it is a row that was there before, which `backfill` tells of: change the event so that it can be told, or take                           `backfill` out of its `when`; or mend the row, and offshoot reload reads it again"
+        (false, true) => "; it is a row that was there before, which `backfill` tells of: change the event so that it can be told, or take \
+                          `backfill` out of its `when`; or mend the row, and offshoot reload reads it again"
             .into(),
     }
 }

@@ -298,6 +298,8 @@ impl Broker {
         let mut client = self.client();
         client.set("group.id", "reader").set("enable.auto.commit", "false").set("auto.offset.reset", "error");
         client.set("fetch.error.backoff.ms", "20").set("fetch.queue.backoff.ms", "5");
+        // The broker answers a question on this connection, such as for the ends, only after the fetch that waits before it.
+        client.set("fetch.wait.max.ms", "20");
         let consumer: BaseConsumer = client.create().expect("the configuration is right");
         let mut partitions = TopicPartitionList::new();
         for topic in topics {
