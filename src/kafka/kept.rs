@@ -240,6 +240,8 @@ fn read(
         ("auto.offset.reset", "error"),
         ("queued.max.messages.kbytes", QUEUED_KIB),
         ("fetch.message.max.bytes", FETCHED_BYTES),
+        // After a full queue librdkafka would ask for more only a second later.
+        ("fetch.queue.backoff.ms", "5"),
     ];
     let consumer = reader_of(config, name, admission, &properties)?;
     let refused = |fault: KeptFault| Err(SinkError::Refused(Box::new(fault)));
