@@ -45,8 +45,8 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(20);
 /// Traffic of others moves the log too; a progress record for that alone is written at most this often.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Between the end of a Kafka transaction and the commit of the next. The sink rests between two for a little longer, so what
-/// comes meanwhile and the progress record are handed over together.
-pub const COMMIT_GAP: Duration = Duration::from_millis(2);
+/// comes meanwhile and the progress record are handed over together. The simulation's sink does not rest, so there it is both.
+pub const COMMIT_GAP: Duration = Duration::from_millis(if cfg!(test) { 6 } else { 2 });
 /// What a Kafka transaction adds to the gap after it for each of its events: while one is committed nothing is sent, so
 /// under load they are few and large.
 pub const COMMIT_GAP_PER_EVENT: Duration = Duration::from_micros(10);
