@@ -110,9 +110,7 @@ fn main() {
 }
 
 fn start(config: &Config) -> Offshoot {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
-    command.arg("run").arg("-c").arg(&config.path);
-    Offshoot::start(command, config)
+    Offshoot::run_again(Path::new(env!("CARGO_BIN_EXE_offshoot")), config)
 }
 
 /// Runs a command, whose output goes to a file.

@@ -12,7 +12,6 @@ mod support;
 use std::{
     env, fs,
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -123,9 +122,7 @@ fn main() {
 }
 
 fn start(config: &Config) -> Offshoot {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
-    command.arg("run").arg("-c").arg(&config.path);
-    Offshoot::start(command, config)
+    Offshoot::run_again(Path::new(env!("CARGO_BIN_EXE_offshoot")), config)
 }
 
 fn confirmed(db: &Db, offshoot: &mut Offshoot) {

@@ -7,6 +7,7 @@
 
 use std::{
     io::Read as _,
+    path::Path,
     process::{Command, Stdio},
     sync::{
         Mutex,
@@ -392,9 +393,7 @@ pub(crate) fn milliseconds(at: SystemTime) -> i64 {
 
 /// Starts the program.
 pub(crate) fn start(config: &Config) -> Offshoot {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
-    command.arg("run").arg("-c").arg(&config.path);
-    Offshoot::start(command, config)
+    Offshoot::run_again(Path::new(env!("CARGO_BIN_EXE_offshoot")), config)
 }
 
 /// Drops a slot as soon as its reader is gone.

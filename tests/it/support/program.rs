@@ -78,10 +78,14 @@ impl Config {
 impl Offshoot {
     /// `offshoot run -c FILE` with this config.
     pub fn run(binary: &Path, config: &str) -> Offshoot {
-        let config = Config::new(config);
+        Offshoot::run_again(binary, &Config::new(config))
+    }
+
+    /// The same with a config that is written already, for one life of several.
+    pub fn run_again(binary: &Path, config: &Config) -> Offshoot {
         let mut command = Command::new(binary);
         command.arg("run").arg("-c").arg(&config.path);
-        Offshoot::start(command, &config)
+        Offshoot::start(command, config)
     }
 
     /// Starts a command that reads `config`; may be used again with the same config for another life.
