@@ -2,9 +2,9 @@
 //! transaction is netted in when it is too large for memory.
 //!
 //! `rules.rs` compiles the config against the catalog, once per start. Then each transaction is taken change by change: `net.rs`
-//! keeps one net change per row, `store.rs` puts these in order, `aggregate.rs` finds the aggregates that they touch, `trigger.rs`
-//! whether a rule speaks of them, and `payload.rs` writes what it tells of each. The same transaction gives the same events for ever, in
-//! the same order: by rule, as declared, then by the root's key.
+//! keeps one net change per row, `store.rs` puts these in order (with `runs.rs`, in files when they are too many), `aggregate.rs` finds
+//! the aggregates that they touch, `trigger.rs` whether a rule speaks of them, and `payload.rs` writes what it tells of each. The same
+//! transaction gives the same events for ever, in the same order: by rule, as declared, then by the root's key.
 //!
 //! What a transaction does not say of tables that are held, the replica knows, as it was before it: `held.rs` completes the net rows,
 //! `kin.rs` lists the children that are not touched, `sight.rs` finds the rows that foreign keys lead to. The last thing that is made of a
@@ -46,6 +46,7 @@ pub mod row;
 pub mod value;
 pub mod condition;
 mod net;
+mod runs;
 mod store;
 pub mod kept;
 mod held;
@@ -740,8 +741,8 @@ impl Mapping {
             };
             let mut put = |value: &[u8], held: &mut Held| {
                 row.clear();
-                let (number, _) = aggregate::read_settled(value);
-                store.row_after(Place { table, key, is_there: true, number }, row)?;
+                let (id, _) = aggregate::read_settled(value);
+                store.row_after(Place { table, is_there: true, id }, row)?;
                 held.put(mapped, table, held.load(table), Cells { bytes: row })
             };
             match fate {
@@ -752,9 +753,9 @@ impl Mapping {
                         return Ok(Some(true));
                     }
                     (_, Settled::Deleted) if is_also(Fate::Came, &mut Vec::new())? => {}
-                    (number, Settled::Deleted) => {
+                    (id, Settled::Deleted) => {
                         row.clear();
-                        store.row(Place { table, key, is_there: false, number }, row)?;
+                        store.row(Place { table, is_there: false, id }, row)?;
                         let key = Cells { bytes: row }.key(mapped.key_len).expect("it is found by its key");
                         held.delete(mapped, table, key)?;
                         return Ok(Some(true));
@@ -795,7 +796,7 @@ impl Mapping {
         let Giver { open, told, untold, met: rows, .. } = &mut giver;
         // Each row is met once to be counted, whatever it is to how many aggregates.
         let mut met = |row: &store::Visited<'_>| {
-            let number = row.number as usize;
+            let number = row.id.number as usize;
             if told.len() <= number {
                 told.resize(number + 1, true);
             }

@@ -41,6 +41,10 @@ pub(crate) enum PlantedBug {
     KeepsWhatWasDeleted,
     /// What was deleted and inserted at its key are two rows.
     ForgetsWhatWasDeleted,
+    /// What was a row before a piece of the transaction that is on disk was it before the transaction.
+    TakesOlderPiecesForThePast,
+    /// A row whose key had changed before it was deleted is gone from where it was last.
+    GoesFromWhereItCame,
     /// A value that an update does not repeat is not looked for in what the transaction said before.
     LeavesUnchangedValues,
     /// A child that has moved was changed.

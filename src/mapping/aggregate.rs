@@ -6,7 +6,7 @@ use super::{
     MapError,
     row::{Cell, Cells, sorted_len, write_sorted, write_sorted_key},
     rules::{Aggregate, Collection, Rules},
-    store::{Cursor, Place, References, Store, Visited, number},
+    store::{Cursor, Place, RowId, Sorted, Store, Visited},
 };
 #[cfg(test)]
 use crate::planted::{PlantedBug, is_planted};
@@ -138,10 +138,9 @@ pub(super) fn read_kept(reference: &[u8]) -> Option<(Fate, usize, &[u8])> {
 }
 
 /// What a reference of `Fate::Settled` or `Fate::Came` says.
-pub(super) fn read_settled(value: &[u8]) -> (u32, Settled) {
-    let (rest, settled) = (number(&value[..value.len() - 1]), value[value.len() - 1]);
-    let settled = [Settled::Inserted, Settled::Changed, Settled::Deleted][usize::from(settled)];
-    (rest, settled)
+pub(super) fn read_settled(value: &[u8]) -> (RowId, Settled) {
+    let settled = [Settled::Inserted, Settled::Changed, Settled::Deleted][usize::from(value[RowId::LEN])];
+    (RowId::read(value), settled)
 }
 
 /// Writes the references of net rows.
@@ -160,11 +159,11 @@ impl Referrer {
         aggregate: usize,
         compacts: bool,
         row: Visited<'_>,
-        references: &mut References<'_, '_>,
+        references: &mut Sorted,
     ) -> Result<(), SpillError> {
         let Aggregate { root, key, .. } = &rules.aggregates[aggregate];
         let table = &rules.tables[*root];
-        let number = row.number.to_be_bytes();
+        let id = row.id.to_bytes();
         prefix(aggregate, &mut self.key);
         match (row.before, row.after) {
             (_, Some(after)) => {
@@ -178,7 +177,7 @@ impl Referrer {
                     }
                 }
                 self.key.push(THERE);
-                references.put(&self.key, &number)?;
+                references.put(&self.key, &id)?;
                 if compacts {
                     held(aggregate, key, after, &mut self.key);
                     references.put(&self.key, &[])?;
@@ -188,7 +187,7 @@ impl Referrer {
             (Some(before), None) => {
                 write_sorted_key(table, before, &mut self.key);
                 self.key.push(GONE);
-                references.put(&self.key, &number)
+                references.put(&self.key, &id)
             }
             (None, None) => Ok(()),
         }
@@ -201,7 +200,7 @@ impl Referrer {
         aggregate: usize,
         collection: usize,
         row: Visited<'_>,
-        references: &mut References<'_, '_>,
+        references: &mut Sorted,
     ) -> Result<Open, SpillError> {
         let Aggregate { root, children, .. } = &rules.aggregates[aggregate];
         let Collection { table, link, .. } = children[collection];
@@ -241,7 +240,7 @@ impl Referrer {
             write_sorted_key(table, named, &mut self.key);
             self.key.push(u8::from(row.after.is_some()));
             self.key.push(side);
-            references.put(&self.key, &row.number.to_be_bytes())?;
+            references.put(&self.key, &row.id.to_bytes())?;
         }
         Ok(open)
     }
@@ -251,7 +250,7 @@ impl Referrer {
         &mut self,
         rules: &Rules,
         row: Visited<'_>,
-        references: &mut References<'_, '_>,
+        references: &mut Sorted,
     ) -> Result<bool, SpillError> {
         let table = &rules.tables[row.table];
         if (NetRow { before: row.before, after: row.after }).changed(None) == Changed::No {
@@ -261,8 +260,10 @@ impl Referrer {
             self.moved.clear();
             write_sorted_key(table, named, &mut self.moved);
             kept_row(fate, row.table, &self.moved, &mut self.key);
-            let [a, b, c, d] = row.number.to_be_bytes();
-            references.put(&self.key, &[a, b, c, d, settled as u8])
+            self.other.clear();
+            self.other.extend_from_slice(&row.id.to_bytes());
+            self.other.push(settled as u8);
+            references.put(&self.key, &self.other)
         };
         match (row.before, row.after) {
             (None, Some(after)) => put(Fate::Settled, Settled::Inserted, after)?,
@@ -367,12 +368,12 @@ impl Group {
         let mut came = false;
         let mut last: Option<Vec<u8>> = None;
         while cursor.key.len() > head && cursor.key[..head] == group {
-            let number = || number(&cursor.value);
+            let id = || RowId::read(&cursor.value);
             match cursor.key[head] {
                 LEFT => left = true,
                 kind @ (GONE | THERE) => {
                     let is_there = kind == THERE;
-                    let place = Place { table: *root, key: &group[PREFIX..], is_there, number: number() };
+                    let place = Place { table: *root, is_there, id: id() };
                     let row = self.add(place, store)?;
                     if is_there {
                         self.there = Some(row);
@@ -382,14 +383,14 @@ impl Group {
                     }
                 }
                 _ => {
-                    let [collection_high, collection_low, key @ .., is_there, side] = &cursor.key[head + 1..] else {
+                    let [collection_high, collection_low, .., is_there, side] = &cursor.key[head + 1..] else {
                         unreachable!("written with all of it")
                     };
                     let collection = usize::from(u16::from_be_bytes([*collection_high, *collection_low]));
                     let named = &cursor.key[head..cursor.key.len() - 1];
                     if last.as_deref() != Some(named) {
                         let table = children[collection].table;
-                        let place = Place { table, key, is_there: *is_there == 1, number: number() };
+                        let place = Place { table, is_there: *is_there == 1, id: id() };
                         let row = self.add(place, store)?;
                         self.children.push(LoadedChild { collection, row, was: None, is: None });
                         let last = last.get_or_insert_default();
@@ -489,10 +490,10 @@ impl Group {
         self.children.iter().filter(move |child| child.was == Some(owner) || child.is == Some(owner))
     }
 
-    fn add(&mut self, place: Place<'_>, store: &Store) -> Result<usize, SpillError> {
+    fn add(&mut self, place: Place, store: &Store) -> Result<usize, SpillError> {
         let start = self.bytes.len();
         let (before, after) = store.row(place, &mut self.bytes)?;
-        self.rows.push(Loaded { number: place.number, table: place.table, start, before, after });
+        self.rows.push(Loaded { number: place.id.number, table: place.table, start, before, after });
         Ok(self.rows.len() - 1)
     }
 

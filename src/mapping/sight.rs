@@ -64,11 +64,11 @@ impl Sight<'_> {
                 if fate == Fate::Left {
                     return Ok(false);
                 }
-                let (number, settled) = read_settled(&value);
+                let (id, settled) = read_settled(&value);
                 if settled == Settled::Deleted {
                     return Ok(false);
                 }
-                self.store.row_after(Place { table, key, is_there: true, number }, out)?;
+                self.store.row_after(Place { table, is_there: true, id }, out)?;
                 return Ok(true);
             }
         }

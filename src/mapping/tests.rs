@@ -1431,6 +1431,8 @@ fn finds_each_planted_mistake() {
     const BUGS: &[PlantedBug] = &[
         PlantedBug::KeepsWhatWasDeleted,
         PlantedBug::ForgetsWhatWasDeleted,
+        PlantedBug::TakesOlderPiecesForThePast,
+        PlantedBug::GoesFromWhereItCame,
         PlantedBug::LeavesUnchangedValues,
         PlantedBug::MovesAreChanges,
         PlantedBug::ChildrenStayBehind,
