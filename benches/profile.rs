@@ -43,11 +43,13 @@ fn main() {
     let (name, mode) = (text("SHAPE", "one"), text("MODE", "events"));
     let shape = Shape::named(&name).unwrap_or_else(|| panic!("no SHAPE is {name}"));
     let rows: u64 = text("ROWS", "500000").parse().expect("ROWS is a number");
-    let is_events = match mode.as_str() {
-        "events" => true,
-        "changes" => false,
-        _ => panic!("MODE is changes or events, not {mode}"),
+    let events = match mode.as_str() {
+        "events" => Some(shape.events),
+        "replica" => Some(shape.look_ups),
+        "changes" => None,
+        _ => panic!("MODE is changes, events or replica, not {mode}"),
     };
+    assert!(events.is_none_or(|events| !events.is_empty()), "{name} has no such events");
 
     let server = postgres::private(V17, &[("synchronous_commit", "off"), ("shared_buffers", "256MB")]);
     let broker = kafka::private(&kafka::Options { heap: "1g", optimize: true, ..kafka::Options::default() });
@@ -57,17 +59,20 @@ fn main() {
     let tables: Vec<_> = tables.iter().map(String::as_str).collect();
     let config = program::config("profile", &db.url, broker.address(), &tables);
     let (ends, changes) = config.split_once("changes:").expect("it has changes");
-    let way_out = if is_events { shape.events.replace("NAME", "profile") } else { format!("changes:{changes}") };
+    let way_out = events.map_or(format!("changes:{changes}"), |events| events.replace("NAME", "profile"));
     let config = Config::new(&format!("{ends}{way_out}\n"));
 
     // The slot first, so that the backlog waits for it.
     let mut offshoot = start(&config);
     offshoot.wait_ready(program::START_MAX);
+    if mode == "replica" {
+        offshoot.wait_log("has loaded what events need", DEADLINE);
+    }
     assert!(offshoot.terminate(program::START_MAX).success());
     let per_transaction = if shape.is_single() { rows } else { shape.per_transaction };
     let transactions = rows / per_transaction;
     db.execute(&shape.backlog(rows, transactions));
-    let records = if is_events { rows / shape.per_event } else { rows };
+    let records = if events.is_some() { rows / shape.per_event } else { rows };
 
     let dir = process::new_dir("profile");
     let samples = dir.join("perf.data");
