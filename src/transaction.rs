@@ -224,6 +224,8 @@ impl Transaction {
     pub fn rewind(&mut self, spill: &Spill) -> Result<(), SpillError> {
         if self.spilled.is_some() {
             self.spill(spill)?;
+            // What it was written from is not kept while it is published: records in flight take memory then.
+            self.buffer.shrink_to(READ_BYTES);
             let spilled = self.spilled.as_mut().expect("just spilled");
             spilled.file.seek(SeekFrom::Start(0)).map_err(|cause| SpillError::Io { dir: spill.dir.clone(), cause })?;
         }
