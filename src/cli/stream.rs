@@ -86,6 +86,14 @@ struct Admissions {
     /// By which events are made. Not by what it is at a later attempt: rows that come again then have the shape of before, and those
     /// whose shape is another are known by it.
     catalog: OnceCell<Catalog>,
+    /// Oids of the tables of which rows are held for these events.
+    held: OnceCell<Vec<u32>>,
+}
+
+impl Admissions {
+    fn held(&self) -> &[u32] {
+        self.held.get().map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Connects, streams until it ends, and closes. `untold` is the transaction that an attempt before could not tell, and
@@ -178,6 +186,7 @@ async fn connect<'a>(
     let start = Start {
         warned,
         admissions: &admissions.source,
+        held: admissions.held(),
         waiting: &|| {
             metrics.set_state(State::WaitingForSlot);
             waits.notify_one();
@@ -223,7 +232,7 @@ async fn connect<'a>(
     if !outlets.held().is_empty() {
         outlets = with_replica(outlets, config)?;
     }
-    let held = outlets.held().iter().map(|shape| shape.oid).collect();
+    let held = admissions.held.get_or_init(|| outlets.held().iter().map(|shape| shape.oid).collect()).clone();
     let source = PostgresSource::new(
         session,
         Assembler::new(wanted(patterns, prepared.publication_lists), spill).holding(held),
@@ -344,6 +353,7 @@ async fn watch(
     let begin = Start {
         warned,
         admissions: &admissions.source,
+        held: admissions.held(),
         waiting: &|| {},
         accept: &|tables, catalog| accept(config, tables, admissions.catalog.get().or(catalog)),
         // What streams has begun.

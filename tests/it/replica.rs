@@ -125,9 +125,8 @@ impl Walk {
 
     #[track_caller]
     fn tells(&self, offshoot: &mut Offshoot, expected: &[(&str, Value)]) {
-        let expected: Vec<_> = expected.iter().map(|(kind, data)| ((*kind).to_owned(), data.clone())).collect();
         offshoot.wait("the events", DEADLINE, |_| (self.told().len() >= expected.len()).then_some(()));
-        assert_eq!(self.told(), expected);
+        assert_eq!(self.told(), named(expected));
     }
 
     /// Stops once what is committed now is confirmed.
@@ -159,6 +158,11 @@ fn confirmed(db: &Db, slot: &str, offshoot: &mut Offshoot) {
 fn header(record: &Record, name: &str) -> String {
     let value = record.headers.iter().find(|(header, _)| header == name).and_then(|(_, value)| value.as_deref());
     String::from_utf8(value.unwrap_or_default().to_vec()).unwrap()
+}
+
+/// As `Walk::told` has it.
+fn named(expected: &[(&str, Value)]) -> Vec<(String, Value)> {
+    expected.iter().map(|(kind, data)| ((*kind).to_owned(), data.clone())).collect()
 }
 
 fn kind(record: &Record) -> String {
@@ -728,6 +732,146 @@ fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
     let mut life = walk.loaded();
     walk.db.execute("UPDATE region SET name = 'newer' WHERE id = 1");
     walk.tells(&mut life, &[renamed(1, "new", "newer")]);
+    walk.settles(life);
+}
+
+/// Partitions, and below one of them another.
+const PARTS: &str = "
+    CREATE TABLE other (id int PRIMARY KEY);
+    CREATE SCHEMA aside;
+    CREATE TABLE big (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
+    CREATE TABLE low PARTITION OF big FOR VALUES FROM (0) TO (100);
+    CREATE TABLE middle PARTITION OF big FOR VALUES FROM (100) TO (300) PARTITION BY RANGE (id);
+    CREATE TABLE high PARTITION OF middle FOR VALUES FROM (100) TO (200);
+    INSERT INTO big VALUES (1, 0), (101, 0);";
+
+fn of_parts() -> Walk {
+    let mut walk = Walk::new(PARTS, &[]);
+    walk.remap_in(BIG_AGGREGATES, &[BIG_CHANGED]);
+    walk.settles(walk.loaded());
+    walk
+}
+
+/// Both rows of `PARTS`.
+fn both_changed(was: i32, now: i32) -> [(&'static str, Value); 2] {
+    [1, 101].map(|id| changed(id, was, now))
+}
+
+#[test]
+fn a_held_root_of_partitions_under_another_name_stops_it_at_its_first_row() {
+    let walk = of_parts();
+    let mut life = walk.pipe.ready();
+    let mut told = Vec::new();
+    // What the partitions are called does not matter.
+    walk.db.execute(
+        "ALTER TABLE low RENAME TO first; ALTER TABLE middle RENAME TO rest; ALTER TABLE high SET SCHEMA aside",
+    );
+    walk.db.execute("UPDATE big SET v = 1");
+    told.extend(both_changed(0, 1));
+    walk.tells(&mut life, &told);
+    walk.db.execute("ALTER TABLE big RENAME TO large");
+    let slot = walk.pipe.slot();
+    let pid = || {
+        walk.db
+            .text(&format!("SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots WHERE slot_name = '{slot}'"))
+    };
+    // A new connection is told of all shapes again.
+    let before = pid();
+    walk.db.execute(&format!("SELECT pg_terminate_backend({before})"));
+    life.wait("another connection", DEADLINE, |_| (![before.as_str(), "0"].contains(&pid().as_str())).then_some(()));
+    walk.db.execute("UPDATE large SET v = 2");
+    let words = [
+        "read a row of public.first at ",
+        "it is a partition of public.large, which is public.big under another name",
+        "give it its name back and start again",
+    ];
+    let said = ends(life, 7, &words);
+    assert!(!said.contains("offshoot skip"), "{said}");
+    assert_eq!(walk.told(), named(&told));
+    walk.db.execute("ALTER TABLE large RENAME TO big");
+    let mut life = walk.pipe.ready();
+    told.extend(both_changed(1, 2));
+    walk.tells(&mut life, &told);
+
+    // Any change of a partition has its shape told again.
+    walk.db.execute("ALTER TABLE big SET SCHEMA aside; ALTER TABLE aside.big ADD COLUMN w int");
+    walk.db.execute("UPDATE aside.big SET v = 3");
+    ends(life, 7, &["it is a partition of aside.big, which is public.big under another name"]);
+    walk.db.execute("ALTER TABLE aside.big SET SCHEMA public");
+    let mut life = walk.pipe.ready();
+    told.extend(both_changed(2, 3));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
+#[test]
+fn a_held_root_that_is_renamed_while_it_is_away_goes_on_under_either_name() {
+    let mut walk = of_parts();
+    walk.db.execute("ALTER TABLE big RENAME TO large; UPDATE large SET v = 1");
+    walk.pipe.ends(2, &["public.big"]);
+    walk.db.execute("ALTER TABLE large RENAME TO big");
+    let mut life = walk.pipe.ready();
+    let mut told = both_changed(0, 1).to_vec();
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+    walk.db.execute("ALTER TABLE big RENAME TO large; UPDATE large SET v = 2");
+    walk.remap_in(&BIG_AGGREGATES.replace("root: big", "root: large"), &[BIG_CHANGED]);
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE large SET v = 3");
+    told.extend(both_changed(2, 3));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
+#[test]
+fn a_held_root_that_is_published_as_such_stops_it_under_another_name() {
+    let walk = of_parts();
+    let publication = walk.pipe.slot();
+    walk.db.execute(&format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"));
+    let mut life = walk.pipe.ready();
+    walk.db.execute("UPDATE big SET v = 1");
+    let mut told = both_changed(0, 1).to_vec();
+    walk.tells(&mut life, &told);
+    walk.db.execute("ALTER TABLE big RENAME TO large; ALTER TABLE large ADD COLUMN w int");
+    walk.db.execute("UPDATE large SET v = 2");
+    ends(life, 7, &["read a row of public.large at ", "that is public.big under another name", "offshoot reload"]);
+    assert_eq!(walk.told(), named(&told));
+    walk.db.execute("ALTER TABLE large RENAME TO big");
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE big SET v = 3");
+    told.extend(both_changed(2, 3));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
+#[test]
+fn partitions_that_leave_take_their_rows_and_those_that_join_are_known_after_a_reload() {
+    let walk = of_parts();
+    let mut life = walk.pipe.ready();
+    walk.db.execute("UPDATE big SET v = 1");
+    let mut told = both_changed(0, 1).to_vec();
+    walk.tells(&mut life, &told);
+    walk.db.execute(
+        "ALTER TABLE big DETACH PARTITION low; CREATE TABLE large (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
+         ALTER TABLE large ATTACH PARTITION low FOR VALUES FROM (0) TO (100)",
+    );
+    walk.db.execute("UPDATE large SET v = 7; UPDATE big SET v = 2");
+    told.push(changed(101, 1, 2));
+    walk.tells(&mut life, &told);
+    walk.db.execute(
+        "INSERT INTO large VALUES (2, 7); ALTER TABLE large DETACH PARTITION low;
+         ALTER TABLE big ATTACH PARTITION low FOR VALUES FROM (0) TO (100)",
+    );
+    walk.db.execute("UPDATE big SET v = 8 WHERE id = 2");
+    ends(life, 7, &["offshoot reload"]);
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE big SET v = 9 WHERE id < 3");
+    told.extend([changed(1, 7, 9), changed(2, 8, 9)]);
+    walk.tells(&mut life, &told);
     walk.settles(life);
 }
 

@@ -962,7 +962,7 @@ fn a_truncated_table_is_forgotten_and_what_came_after_is_kept() {
         oid: *oid,
         schema: "public".into(),
         name: "t0_p1".into(),
-        ancestors: vec![("public".into(), "t0".into())],
+        ancestors: vec![Ancestor { oid: 0, schema: "public".into(), name: "t0".into() }],
         identity: *identity,
         asked: *asked,
         columns: columns.clone(),
