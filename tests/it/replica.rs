@@ -847,6 +847,38 @@ fn a_held_root_that_is_published_as_such_stops_it_under_another_name() {
 }
 
 #[test]
+fn a_held_table_that_is_dropped_and_made_anew_stops_it_at_the_new_ones_first_row() {
+    for (schema, partition) in [
+        (PARTS, " PARTITION BY RANGE (id); CREATE TABLE low PARTITION OF big DEFAULT"),
+        (
+            "CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE big (id int PRIMARY KEY, v int); INSERT INTO big VALUES (1, 0), (101, 0)",
+            "",
+        ),
+    ] {
+        let mut walk = Walk::new(schema, &[]);
+        walk.remap_in(BIG_AGGREGATES, &[BIG_CHANGED]);
+        let mut life = walk.loaded();
+        walk.db.execute("UPDATE big SET v = 1");
+        let mut told = both_changed(0, 1).to_vec();
+        walk.tells(&mut life, &told);
+        walk.db.execute(&format!(
+            "BEGIN; DROP TABLE big; CREATE TABLE big (id int PRIMARY KEY, v int){partition};
+             ALTER PUBLICATION {} ADD TABLE ONLY big; INSERT INTO big VALUES (1, 5), (101, 5); COMMIT",
+            walk.pipe.slot()
+        ));
+        let words = ["read a row of public.big at ", "another table than the one of this name whose rows are held"];
+        let said = ends(life, 7, &words);
+        assert!(!said.contains("offshoot skip"), "{said}");
+        assert_eq!(walk.told(), named(&told));
+        let mut life = walk.loaded();
+        walk.db.execute("UPDATE big SET v = 6");
+        told.extend(both_changed(5, 6));
+        walk.tells(&mut life, &told);
+        walk.settles(life);
+    }
+}
+
+#[test]
 fn partitions_that_leave_take_their_rows_and_those_that_join_are_known_after_a_reload() {
     let walk = of_parts();
     let mut life = walk.pipe.ready();
