@@ -94,7 +94,8 @@ async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<()
     if let Some(catalog) = &catalog {
         outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
     }
-    let assembler = Assembler::new(wanted(patterns, publication_lists), spill);
+    let held = outlets.held().iter().map(|shape| shape.oid).collect();
+    let assembler = Assembler::new(wanted(patterns, publication_lists), spill).holding(held);
     let mut source = PostgresSource::new(session, assembler, from, now);
     // Where the rows are that events need; it is gone with the preview.
     let dir = tempfile::tempdir().map_err(|cause| SpillError::Io { dir: std::env::temp_dir(), cause });

@@ -131,7 +131,7 @@ pub(crate) struct Survey {
     /// What the database says of the tables that events are made of; `None` where none are.
     pub(crate) catalog: Option<Catalog>,
     /// Oids of the tables of which rows are held.
-    held: Vec<u32>,
+    pub(crate) held: Vec<u32>,
 }
 
 impl Survey {

@@ -273,6 +273,11 @@ impl Seen {
                         mend: put_back(self.publications.rows.as_ref().map_or("", |rows| &rows.name), table),
                     }));
                 }
+                Some(table) if survey.held.contains(oid) && table.full_name() != *name => said.push(format!(
+                    "{name} is called {now} now, and its rows are held: the first one that is read under that name ends the run; give it its \
+                     name back, or name it so in the config and start again",
+                    now = table.full_name()
+                )),
                 Some(_) => {}
             }
         }

@@ -707,6 +707,8 @@ fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
         ("OrderChanged", data)
     };
     walk.db.execute("ALTER TABLE line RENAME TO item");
+    // Whoever looks after the publication does not take it out.
+    life.wait_log("public.line is called public.item now, and its rows are held", 2 * DEADLINE);
     walk.db.execute("UPDATE orders SET status = 1 WHERE id = 5");
     walk.tells(&mut life, &[told(0, &[])]);
     walk.db
@@ -716,6 +718,7 @@ fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
     let said = ends(life, 7, &words);
     assert!(!said.contains("offshoot skip"), "{said}");
     assert_eq!(walk.told().len(), 1);
+    assert_eq!(walk.db.text("SELECT count(*) FROM pg_publication_tables WHERE tablename = 'item'"), "1");
     walk.remap_in(&AGGREGATES.replace("line.order_id", "item.order_id"), &[CHANGED]);
     let mut life = walk.loaded();
     walk.db.execute("UPDATE orders SET status = 3 WHERE id = 5");
