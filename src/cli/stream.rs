@@ -315,7 +315,18 @@ pub(super) fn wanted(patterns: Patterns, publication_lists: bool) -> Wanted {
     let messages = patterns.clone();
     Wanted {
         table: Box::new(move |schema, table, ancestors| match ancestors {
-            Some(ancestors) => patterns.asked(schema, table, ancestors),
+            Some(ancestors) => {
+                let asked = patterns.asked(schema, table, ancestors);
+                if publication_lists && !asked.is_any() {
+                    let table = format!("{schema}.{table}");
+                    warn!(
+                        table,
+                        "its rows are published, and the config names neither it nor what it is a partition of now: they are passed over, \
+                         also where it was renamed or detached since they were written"
+                    );
+                }
+                asked
+            }
             None => patterns.asked_gone(schema, table, publication_lists),
         }),
         message: Box::new(move |prefix| messages.kept(prefix)),

@@ -908,6 +908,13 @@ fn partitions_that_leave_take_their_rows_and_those_that_join_are_known_after_a_r
     told.extend([changed(1, 7, 9), changed(2, 8, 9)]);
     walk.tells(&mut life, &told);
     walk.settles(life);
+    // Nobody knows any more whose partition it was when its rows were written; they do not go without a word.
+    walk.db.execute("UPDATE big SET v = 10; ALTER TABLE big DETACH PARTITION low");
+    let mut life = walk.pipe.ready();
+    says(&life.wait_log("its rows are published", DEADLINE), &["public.low", "detached", "WARN"]);
+    told.push(changed(101, 2, 10));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
 }
 
 #[test]
