@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{sync::Notify, time::MissedTickBehavior};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -204,7 +207,7 @@ async fn connect<'a>(
         biased;
         connected = postgres::connect(config, &start) => connected?,
         // It lets go of the copy on disk when it ends here.
-        never = stand_by(config, metrics, admissions, &waits) => match never {},
+        never = stand_by(config, metrics, warned, admissions, &waits) => match never {},
     };
     let kafka = &config.sink.kafka;
     let found = Found {
@@ -260,23 +263,35 @@ async fn connect<'a>(
     Ok((pipeline, prepared.watch))
 }
 
-/// While another has the slot: follows the replica's topic, so that little of it is left to be read when the slot is ours.
-async fn stand_by(config: &Config, metrics: &Metrics, admissions: &Admissions, waits: &Notify) -> Infallible {
+/// While another has the slot: follows the replica's topic, so that little of it is left to be read when the slot is ours. What keeps it from that
+/// is said once; a fault that lasts meets whoever takes over, who sorts it.
+async fn stand_by(
+    config: &Config,
+    metrics: &Metrics,
+    warned: &Warned,
+    admissions: &Admissions,
+    waits: &Notify,
+) -> Infallible {
     waits.notified().await;
-    if !config.events.is_empty()
-        && let Err(error) = follow(config, metrics, admissions).await
-    {
-        // Whoever takes over meets the same fault, and sorts it.
-        warn!(
+    for retry in supervisor::backoff(fastrand::u64(..)) {
+        let Err(error) = follow(config, metrics, admissions).await else { break };
+        warned.say(&format!(
             "a standby that does not follow the replica's topic reads it when it takes over; failed to {}",
             told(&error)
-        );
+        ));
+        if supervisor::lasting(&error).is_some() {
+            break;
+        }
+        sleep(retry).await;
     }
     pending().await
 }
 
 /// Ends when nothing is held.
 async fn follow(config: &Config, metrics: &Metrics, admissions: &Admissions) -> Result<(), Error> {
+    if config.events.is_empty() {
+        return Ok(());
+    }
     let misfit = |why: String| SourceError::Config(why.into());
     let catalog = match admissions.catalog.get() {
         Some(catalog) => catalog.clone(),

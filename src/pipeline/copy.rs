@@ -27,8 +27,8 @@ const TOLD_RECORDS: usize = 200_000;
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Follows the topic for as long as somebody else publishes, whose progress is asked for: whoever takes over then has little to read. Only
-/// what is committed is read, so whatever the copy has, a start would have read. Ends when the copy cannot be kept; what Kafka does not give
-/// is asked for again.
+/// what is committed is read, so whatever the copy has, a start would have read. What Kafka does not give now is asked for again; ends with any
+/// other fault.
 pub async fn follow<K: Sink>(
     sink: &mut K,
     outlets: &mut Outlets,
@@ -39,7 +39,9 @@ pub async fn follow<K: Sink>(
     loop {
         match look(sink, outlets, &progress, clock, metrics).await {
             Ok(()) => {}
-            Err(Error::Sink(error)) => debug!(%error, "the replica's topic is not followed; it is tried again"),
+            Err(Error::Sink(SinkError::Passing(error))) => {
+                debug!(%error, "the replica's topic is not followed; it is tried again");
+            }
             Err(error) => return error,
         }
         sleep(FOLLOW_INTERVAL).await;

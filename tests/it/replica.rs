@@ -439,14 +439,20 @@ fn killed_moved_wiped_and_taken_over_tells_the_same_events_byte_for_byte() {
 fn a_standby_follows_the_topic_and_reads_only_the_tail_when_it_takes_over() {
     let walk = Walk::new(SCHEMA, &[CHANGED]);
     let mut active = walk.loaded();
-    let yaml = walk.pipe.yaml();
-    let elsewhere =
-        Config::new(&yaml.lines().filter(|line| !line.starts_with("data_dir:")).collect::<Vec<_>>().join("\n"));
+    let dir = process::new_dir("replica");
+    let elsewhere = Config::new(&walk.pipe.yaml().replace(walk.data_dir().to_str().unwrap(), dir.to_str().unwrap()));
     let mut command = Command::new(binary());
     command.arg("run").arg("-c").arg(&elsewhere.path);
+    // What passes: somebody looks at its file just then.
+    let looked_at = redb::Database::create(dir.join(format!("replica-{}.redb", walk.pipe.name))).unwrap();
     let mut standby = Offshoot::start(command, &elsewhere);
+    says(&standby.wait_log("a standby that does not follow", DEADLINE), &["another process has it open"]);
+    drop(looked_at);
+    standby.wait_log("follows the replica's topic meanwhile", DEADLINE);
     let read = |standby: &Offshoot| standby.metric("offshoot_replica_restored_records_total").unwrap_or(0.0);
     standby.wait("the rows to be followed", DEADLINE, |o| (read(o) >= 1205.0).then_some(()));
+    let gave_up = || standby.log().iter().filter(|line| line.contains("a standby that does not follow")).count();
+    assert_eq!(gave_up(), 1, "it is said once");
     walk.db.execute("UPDATE orders SET status = 1 WHERE id <= 300");
     standby.wait("what comes later to be followed", DEADLINE, |o| (read(o) >= 1505.0).then_some(()));
     assert_eq!(standby.get("/readyz").map(|(status, _)| status), Some(503));
