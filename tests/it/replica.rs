@@ -5,7 +5,7 @@ use std::{
     env, fs,
     path::Path,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
     time::Duration,
 };
@@ -696,6 +696,60 @@ fn a_load_that_commits_would_wait_for_is_refused() {
     let mut life = walk.loaded();
     walk.db.execute("UPDATE region SET name = 'b' WHERE id = 1");
     walk.tells(&mut life, &[renamed(1, "a", "b")]);
+    walk.settles(life);
+}
+
+#[test]
+fn a_load_beside_a_synchronous_standby_waits_only_while_that_is_away() {
+    let primary = postgres::private(V17, &[]);
+    let standby = primary.standby();
+    let follow = format!("host=127.0.0.1 port={} user=postgres password={}", primary.port(), postgres::PASSWORD);
+    standby.configure(&[("primary_conninfo", &format!("{follow} application_name=near"))]);
+    primary.configure(&[("synchronous_standby_names", "near"), ("synchronous_commit", "remote_apply")]);
+    let walk = Walk::on(primary.create_database(), SCHEMA, &[RENAMED]);
+    let state = "SELECT coalesce(max(sync_state), '') FROM pg_stat_replication WHERE application_name = 'near'";
+    wait::until(DEADLINE, "the standby to be waited for", || walk.db.text(state) == "sync");
+    // Commits go on while it loads, each when the standby has it.
+    let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let application = walk.db.connect();
+    let mut life = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                let n = count.fetch_add(1, Relaxed);
+                application.execute(&format!("UPDATE region SET name = 'n{n}' WHERE id = 1"));
+            }
+        });
+        let life = walk.loaded();
+        let enough = count.load(Relaxed) + 20;
+        wait::until(DEADLINE, "commits", || count.load(Relaxed) >= enough);
+        stop.store(true, Relaxed);
+        life
+    });
+    let last = format!("n{}", count.load(Relaxed) - 1);
+    life.wait("the last event", DEADLINE, |_| {
+        walk.told().last().is_some_and(|(_, data)| data["now"] == last.as_str()).then_some(())
+    });
+    let told = walk.told();
+    assert!(told.windows(2).all(|pair| pair[0].1["now"] == pair[1].1["was"]), "{told:?}");
+    walk.settles(life);
+
+    // It is away: what is committed runs on, for all that the load knows.
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    standby.stop();
+    let committed = thread::spawn(move || application.execute("UPDATE region SET name = 'waits' WHERE id = 1"));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait::until(DEADLINE, "the commit to wait for the standby", || walk.db.text(waits) == "1");
+    let mut life = walk.run();
+    says(&life.wait_log("the load waits for the transactions that run", DEADLINE), &["pid="]);
+    assert!(!committed.is_finished() && !life.log().join("\n").contains(LOADED));
+    standby.start();
+    life.wait_log(LOADED, DEADLINE);
+    committed.join().unwrap();
+    walk.db.execute("UPDATE region SET name = 'after' WHERE id = 1");
+    let after = |walk: &Walk| walk.told().last().unwrap().1["now"] == "after";
+    life.wait("the event", DEADLINE, |_| after(&walk).then_some(()));
+    assert_eq!(walk.told().last().unwrap().1["was"], "waits", "the load has what waited");
     walk.settles(life);
 }
 
