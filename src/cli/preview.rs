@@ -142,11 +142,9 @@ async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<Lsn, Er
                     position = from;
                 }
                 Load::Rows(rows) => {
-                    let (table, mut start) = (shapes[rows.table].table, 0);
-                    for &end in &rows.ends {
-                        let cells = &rows.bytes[start..end];
+                    let table = shapes[rows.table].table;
+                    for cells in rows.rows() {
                         outlets.load_row(table, LOAD, cells, &nowhere, Ticket(0), &mut batch).map_err(Error::Hold)?;
-                        start = end;
                     }
                     batch.clear();
                 }

@@ -8,7 +8,7 @@ use tracing::{debug, info};
 use super::Error;
 use crate::{
     change::Micros,
-    outlets::Outlets,
+    outlets::{HeldShape, Outlets},
     progress::Progress,
     replica::Position,
     sink::{Sink, SinkError},
@@ -72,7 +72,7 @@ pub(super) async fn catch_up<K: Sink>(
     now: Micros,
     metrics: &Metrics,
 ) -> Result<(), Error> {
-    let shapes = shapes(outlets);
+    let shapes = shapes(&outlets.held());
     let age = |time: Micros| Duration::from_micros((now - time).max(0) as u64);
     let is_ours = |found: &Position| {
         (found.generation.as_str(), &found.shapes) == (generation, &shapes)
@@ -110,6 +110,6 @@ pub(super) async fn catch_up<K: Sink>(
 }
 
 /// What the rows of the copy are, as it says of itself.
-pub(super) fn shapes(outlets: &Outlets) -> String {
-    serde_json::to_string(&outlets.held()).expect("plain texts")
+pub(super) fn shapes(held: &[HeldShape]) -> String {
+    serde_json::to_string(held).expect("plain texts")
 }
