@@ -24,8 +24,8 @@ pub struct Table {
     pub schema: String,
     /// The table's name as the catalog has it, unquoted.
     pub name: String,
-    /// Of a partition: schema and name of its parent, then of the parent's, up to the root.
-    pub ancestors: Vec<(String, String)>,
+    /// Of a partition: its parent, then the parent's, up to the root.
+    pub ancestors: Vec<Ancestor>,
     /// What the log says of old rows.
     pub identity: Identity,
     /// Who asked for its rows.
@@ -34,6 +34,25 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Indexes into `columns` of what names a row, in the key's own order; empty for a table without a key.
     pub key: Vec<usize>,
+}
+
+/// What a partition is a partition of, as the catalog has it when the partition's shape is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// Unquoted.
+    pub schema: String,
+    /// Unquoted.
+    pub name: String,
+}
+
+impl Table {
+    /// Oid, schema and name of all tables that its rows are rows of: its own, then those of its ancestors.
+    pub fn line(&self) -> impl Iterator<Item = (u32, &str, &str)> + Clone {
+        let ancestors = self.ancestors.iter().map(|above| (above.oid, &*above.schema, &*above.name));
+        std::iter::once((self.oid, &*self.schema, &*self.name)).chain(ancestors)
+    }
 }
 
 /// Who asked for the rows of a table.

@@ -328,6 +328,22 @@ pub enum MapError {
         /// `schema.table`.
         now: String,
     },
+    /// A row of a partition of a held table that has another name.
+    #[error(
+        "read a row of {partition} at {lsn}: it is a partition of {now}, which is {table} under another name, and rows of {table} are held, \
+         since events need them; give it its name back and start again, and nothing is lost; or name it so in the config, and start again: \
+         its rows are loaded again"
+    )]
+    RootRenamed {
+        /// Where the change stands.
+        lsn: Lsn,
+        /// `schema.table`.
+        partition: String,
+        /// `schema.table` at the start of this run.
+        table: String,
+        /// `schema.table`.
+        now: String,
+    },
     /// Another table has a held one's name.
     #[error(
         "read a row of {table} at {lsn}: that is another table than the one of this name whose rows are held, since events need them; \
@@ -621,13 +637,15 @@ impl Mapping {
                 plans.entry(change.table.version).or_insert(plan)
             }
         };
-        if let Some(table) = plan.other.filter(|&table| held.is_now(table)) {
-            let (lsn, table, shape) = (change.lsn, &rules.tables[table], change.table);
-            let (table, now) = (table.full_name(), format!("{}.{}", shape.schema, shape.name));
+        if let Some((table, now)) = plan.other.as_ref().filter(|(table, _)| held.is_now(*table)) {
+            let (lsn, table, now) = (change.lsn, rules.tables[*table].full_name(), now.clone());
+            let partition = format!("{}.{}", change.table.schema, change.table.name);
             return Err(if table == now {
                 MapError::Replaced { lsn, table }
-            } else {
+            } else if partition == now {
                 MapError::Renamed { lsn, table, now }
+            } else {
+                MapError::RootRenamed { lsn, partition, table, now }
             });
         }
         for (table, projection) in &plan.tables {
@@ -970,21 +988,20 @@ const PLANS_MAX: usize = 10_000;
 struct Plan {
     /// The mapped tables that they belong to.
     tables: Vec<(usize, Projection)>,
-    /// The held table that this one was, or whose name it has.
-    other: Option<usize>,
+    /// The held table that this one, or what it is a partition of, was, or whose name that has; and that name.
+    other: Option<(usize, String)>,
 }
 
 /// The mapped tables that rows of a shape belong to: by its own name, or as a partition.
 fn resolve(rules: &Rules, shape: &Table, lsn: Lsn) -> Result<Plan, MapError> {
-    let is_other = |table: &MappedTable| {
-        let has_name = (&table.schema, &table.name) == (&shape.schema, &shape.name);
-        table.held && table.oid != 0 && has_name != (table.oid == shape.oid)
+    let has_name = |table: &MappedTable, schema: &str, name: &str| table.schema == schema && table.name == name;
+    let other = |(index, table): (usize, &MappedTable)| {
+        let is_other = |(oid, schema, name): &(u32, &str, &str)| has_name(table, schema, name) != (table.oid == *oid);
+        let known = shape.line().filter(|_| table.held && table.oid != 0);
+        known.filter(is_other).map(|(_, schema, name)| (index, format!("{schema}.{name}"))).next()
     };
-    let other = rules.tables.iter().position(is_other);
-    let is_of = |table: &MappedTable| {
-        let named = |schema: &str, name: &str| table.schema == schema && table.name == name;
-        named(&shape.schema, &shape.name) || shape.ancestors.iter().any(|(schema, name)| named(schema, name))
-    };
+    let other = rules.tables.iter().enumerate().find_map(other);
+    let is_of = |table: &MappedTable| shape.line().any(|(_, schema, name)| has_name(table, schema, name));
     let tables = rules.tables.iter().enumerate().filter(|(_, table)| is_of(table));
     let plan = tables.map(|(index, table)| {
         let name = || format!("{}.{}", shape.schema, shape.name);

@@ -236,7 +236,8 @@ impl EncodeError {
     /// Whether its text has the way on already.
     pub fn says_how_to_go_on(&self) -> bool {
         use MapError::{
-            Event, NoRoot, NotHeld, PartTruncated, Renamed, Replaced, TooLarge, Truncated, Unkept, Unmapped,
+            Event, NoRoot, NotHeld, PartTruncated, Renamed, Replaced, RootRenamed, TooLarge, Truncated, Unkept,
+            Unmapped,
         };
         let EncodeError::Map(error) = self else { return self.is_config() };
         match error {
@@ -244,7 +245,7 @@ impl EncodeError {
             // The replica and the source disagree: who goes on without the transaction meets the next row that is not there.
             NotHeld { .. } | NoRoot { .. } | Unkept { .. } => true,
             // Nor is one transaction all that is not known of them.
-            Renamed { .. } | Replaced { .. } => true,
+            Renamed { .. } | RootRenamed { .. } | Replaced { .. } => true,
             Event { missing, .. } => matches!(**missing, Missing::Row { .. }),
             _ => false,
         }
@@ -678,6 +679,7 @@ mod tests {
             MapError::Event { commit, event: text(), missing: Box::new(row) },
             MapError::Event { commit, event: text(), missing: Box::new(unknown) },
             MapError::Renamed { lsn, table: text(), now: text() },
+            MapError::RootRenamed { lsn, partition: text(), table: text(), now: text() },
             MapError::Replaced { lsn, table: text() },
             MapError::Dropped { lsn, table: text(), column: text(), needed_by: text() },
         ];

@@ -133,6 +133,8 @@ pub struct Start<'a, E> {
     pub warned: &'a Warned,
     /// Which of our sessions have been let in.
     pub admissions: &'a Admissions,
+    /// Oids of the tables of which the process holds rows: they stay published if they get other names.
+    pub held: &'a [u32],
     /// Called when a wait for the slot begins.
     pub waiting: &'a dyn Fn(),
     /// Asked before anything is made in the database.

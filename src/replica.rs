@@ -314,12 +314,6 @@ impl Replica {
     }
 }
 
-impl Default for Replica {
-    fn default() -> Self {
-        Self::in_memory()
-    }
-}
-
 impl fmt::Debug for Replica {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Replica").field("place", &self.place).field("rows", &self.rows).finish_non_exhaustive()

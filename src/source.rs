@@ -53,6 +53,14 @@ pub struct Loaded {
     pub expected: u64,
 }
 
+impl Loaded {
+    /// One row after another.
+    pub fn rows(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+    }
+}
+
 /// Committed transactions in commit order.
 pub trait Source {
     /// Begins to read tables as they are at one position of the log; `next` gives the position, the rows and their end beside what

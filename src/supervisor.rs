@@ -43,11 +43,7 @@ pub async fn run<F>(
 where
     F: Future<Output = Attempt>,
 {
-    let backoff = || {
-        let builder = ExponentialBuilder::new().with_min_delay(BACKOFF_MIN).with_max_delay(BACKOFF_MAX);
-        builder.with_jitter().with_jitter_seed(seed).without_max_times().build()
-    };
-    let mut waits = backoff();
+    let mut waits = backoff(seed);
     let mut late = 0;
     tokio::pin!(shutdown);
     loop {
@@ -70,9 +66,9 @@ where
             return exit;
         }
         if progressed {
-            waits = backoff();
+            waits = backoff(seed);
         }
-        let wait = waits.next().unwrap_or(BACKOFF_MAX);
+        let wait = waits.next().expect("they have no end");
         metrics.set_state(State::Retrying);
         warn!(retry_in = %in_milliseconds(wait), "failed to {}", told(&fault));
         tokio::select! {
@@ -85,13 +81,19 @@ where
     }
 }
 
+/// The waits before what met a passing fault is tried again: they grow to a bound, and have no end. `seed` makes the jitter.
+pub fn backoff(seed: u64) -> impl Iterator<Item = Duration> {
+    let builder = ExponentialBuilder::new().with_min_delay(BACKOFF_MIN).with_max_delay(BACKOFF_MAX);
+    builder.with_jitter().with_jitter_seed(seed).without_max_times().build()
+}
+
 /// As people read it: `202ms`, `3s 40ms`.
 fn in_milliseconds(wait: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(wait.as_millis() as u64))
 }
 
 /// The exit code of a fault that does not pass.
-fn lasting(fault: &Error) -> Option<Exit> {
+pub fn lasting(fault: &Error) -> Option<Exit> {
     match fault {
         Error::Source(SourceError::Passing(_)) | Error::Sink(SinkError::Passing(_) | SinkError::Late(_)) => None,
         Error::Source(error) => Some(error.into()),

@@ -417,6 +417,7 @@ async fn connect(config: &Parsed) -> (Streaming, source::Prepared) {
     let start = source::Start::<SourceError> {
         warned: &warned,
         admissions: &source::Admissions::default(),
+        held: &[],
         waiting: &|| {},
         accept: &|_, _| Ok(()),
         permit: &|_, _| Box::pin(async { Ok(()) }),

@@ -94,7 +94,8 @@ async fn try_to_show(config: &Config, arguments: &PreviewArguments) -> Result<()
     if let Some(catalog) = &catalog {
         outlets = outlets.with_events(config, rules(config, catalog).map_err(misfit)?, spill.clone());
     }
-    let assembler = Assembler::new(wanted(patterns, publication_lists), spill);
+    let held = outlets.held().iter().map(|shape| shape.oid).collect();
+    let assembler = Assembler::new(wanted(patterns, publication_lists), spill).holding(held);
     let mut source = PostgresSource::new(session, assembler, from, now);
     // Where the rows are that events need; it is gone with the preview.
     let dir = tempfile::tempdir().map_err(|cause| SpillError::Io { dir: std::env::temp_dir(), cause });
@@ -141,11 +142,9 @@ async fn load(source: &mut impl Source, outlets: &mut Outlets) -> Result<Lsn, Er
                     position = from;
                 }
                 Load::Rows(rows) => {
-                    let (table, mut start) = (shapes[rows.table].table, 0);
-                    for &end in &rows.ends {
-                        let cells = &rows.bytes[start..end];
+                    let table = shapes[rows.table].table;
+                    for cells in rows.rows() {
                         outlets.load_row(table, LOAD, cells, &nowhere, Ticket(0), &mut batch).map_err(Error::Hold)?;
-                        start = end;
                     }
                     batch.clear();
                 }

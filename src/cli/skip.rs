@@ -81,9 +81,11 @@ async fn try_to_skip(config: &Config, arguments: &SkipArguments) -> Result<Exit,
     let warned = Warned::default();
     let nothing = &|| {};
     let admissions = postgres::Admissions::default();
+    let held: Vec<u32> = progress.replica.iter().flat_map(|holding| &holding.tables).map(|table| table.oid).collect();
     let start = Start {
         warned: &warned,
         admissions: &admissions,
+        held: &held,
         waiting: nothing,
         accept: &|_, _| Ok(()),
         // The slot is there, and its progress is known: `run` has seen to both.

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{sync::Notify, time::MissedTickBehavior};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -86,6 +89,14 @@ struct Admissions {
     /// By which events are made. Not by what it is at a later attempt: rows that come again then have the shape of before, and those
     /// whose shape is another are known by it.
     catalog: OnceCell<Catalog>,
+    /// Oids of the tables of which rows are held for these events.
+    held: OnceCell<Vec<u32>>,
+}
+
+impl Admissions {
+    fn held(&self) -> &[u32] {
+        self.held.get().map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Connects, streams until it ends, and closes. `untold` is the transaction that an attempt before could not tell, and
@@ -178,6 +189,7 @@ async fn connect<'a>(
     let start = Start {
         warned,
         admissions: &admissions.source,
+        held: admissions.held(),
         waiting: &|| {
             metrics.set_state(State::WaitingForSlot);
             waits.notify_one();
@@ -195,7 +207,7 @@ async fn connect<'a>(
         biased;
         connected = postgres::connect(config, &start) => connected?,
         // It lets go of the copy on disk when it ends here.
-        never = stand_by(config, metrics, admissions, &waits) => match never {},
+        never = stand_by(config, metrics, warned, admissions, &waits) => match never {},
     };
     let kafka = &config.sink.kafka;
     let found = Found {
@@ -223,7 +235,7 @@ async fn connect<'a>(
     if !outlets.held().is_empty() {
         outlets = with_replica(outlets, config)?;
     }
-    let held = outlets.held().iter().map(|shape| shape.oid).collect();
+    let held = admissions.held.get_or_init(|| outlets.held().iter().map(|shape| shape.oid).collect()).clone();
     let source = PostgresSource::new(
         session,
         Assembler::new(wanted(patterns, prepared.publication_lists), spill).holding(held),
@@ -251,23 +263,35 @@ async fn connect<'a>(
     Ok((pipeline, prepared.watch))
 }
 
-/// While another has the slot: follows the replica's topic, so that little of it is left to be read when the slot is ours.
-async fn stand_by(config: &Config, metrics: &Metrics, admissions: &Admissions, waits: &Notify) -> Infallible {
+/// While another has the slot: follows the replica's topic, so that little of it is left to be read when the slot is ours. What keeps it from that
+/// is said once; a fault that lasts meets whoever takes over, who sorts it.
+async fn stand_by(
+    config: &Config,
+    metrics: &Metrics,
+    warned: &Warned,
+    admissions: &Admissions,
+    waits: &Notify,
+) -> Infallible {
     waits.notified().await;
-    if !config.events.is_empty()
-        && let Err(error) = follow(config, metrics, admissions).await
-    {
-        // Whoever takes over meets the same fault, and sorts it.
-        warn!(
+    for retry in supervisor::backoff(fastrand::u64(..)) {
+        let Err(error) = follow(config, metrics, admissions).await else { break };
+        warned.say(&format!(
             "a standby that does not follow the replica's topic reads it when it takes over; failed to {}",
             told(&error)
-        );
+        ));
+        if supervisor::lasting(&error).is_some() {
+            break;
+        }
+        sleep(retry).await;
     }
     pending().await
 }
 
 /// Ends when nothing is held.
 async fn follow(config: &Config, metrics: &Metrics, admissions: &Admissions) -> Result<(), Error> {
+    if config.events.is_empty() {
+        return Ok(());
+    }
     let misfit = |why: String| SourceError::Config(why.into());
     let catalog = match admissions.catalog.get() {
         Some(catalog) => catalog.clone(),
@@ -306,7 +330,18 @@ pub(super) fn wanted(patterns: Patterns, publication_lists: bool) -> Wanted {
     let messages = patterns.clone();
     Wanted {
         table: Box::new(move |schema, table, ancestors| match ancestors {
-            Some(ancestors) => patterns.asked(schema, table, ancestors),
+            Some(ancestors) => {
+                let asked = patterns.asked(schema, table, ancestors);
+                if publication_lists && !asked.is_any() {
+                    let table = format!("{schema}.{table}");
+                    warn!(
+                        table,
+                        "its rows are published, and the config names neither it nor what it is a partition of now: they are passed over, \
+                         also where it was renamed or detached since they were written"
+                    );
+                }
+                asked
+            }
             None => patterns.asked_gone(schema, table, publication_lists),
         }),
         message: Box::new(move |prefix| messages.kept(prefix)),
@@ -344,6 +379,7 @@ async fn watch(
     let begin = Start {
         warned,
         admissions: &admissions.source,
+        held: admissions.held(),
         waiting: &|| {},
         accept: &|tables, catalog| accept(config, tables, admissions.catalog.get().or(catalog)),
         // What streams has begun.

@@ -23,7 +23,7 @@ use super::{
     value::Writer,
 };
 use crate::{
-    change::{Asked, Change, Column, Commit, Identity, Old, Op, Row, Table},
+    change::{Ancestor, Asked, Change, Column, Commit, Identity, Old, Op, Row, Table},
     config::{Mask, Truncate, Unmapped},
     lsn::Lsn,
     planted::{PlantedBug, plant},
@@ -248,7 +248,7 @@ impl World {
             oid: 20_000 + self.schemas.len() as u32,
             schema: "public".into(),
             name: if self.rng.u8(..4) == 0 { format!("{name}_p1") } else { name.clone() },
-            ancestors: vec![("public".into(), name.clone())],
+            ancestors: vec![Ancestor { oid: 0, schema: "public".into(), name: name.clone() }],
             identity: kind,
             asked: Asked { mapping: true, ..Asked::NOBODY },
             columns: order

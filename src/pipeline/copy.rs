@@ -8,7 +8,7 @@ use tracing::{debug, info};
 use super::Error;
 use crate::{
     change::Micros,
-    outlets::Outlets,
+    outlets::{HeldShape, Outlets},
     progress::Progress,
     replica::Position,
     sink::{Sink, SinkError},
@@ -27,8 +27,8 @@ const TOLD_RECORDS: usize = 200_000;
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Follows the topic for as long as somebody else publishes, whose progress is asked for: whoever takes over then has little to read. Only
-/// what is committed is read, so whatever the copy has, a start would have read. Ends when the copy cannot be kept; what Kafka does not give
-/// is asked for again.
+/// what is committed is read, so whatever the copy has, a start would have read. What Kafka does not give now is asked for again; ends with any
+/// other fault.
 pub async fn follow<K: Sink>(
     sink: &mut K,
     outlets: &mut Outlets,
@@ -39,7 +39,9 @@ pub async fn follow<K: Sink>(
     loop {
         match look(sink, outlets, &progress, clock, metrics).await {
             Ok(()) => {}
-            Err(Error::Sink(error)) => debug!(%error, "the replica's topic is not followed; it is tried again"),
+            Err(Error::Sink(SinkError::Passing(error))) => {
+                debug!(%error, "the replica's topic is not followed; it is tried again");
+            }
             Err(error) => return error,
         }
         sleep(FOLLOW_INTERVAL).await;
@@ -70,7 +72,7 @@ pub(super) async fn catch_up<K: Sink>(
     now: Micros,
     metrics: &Metrics,
 ) -> Result<(), Error> {
-    let shapes = shapes(outlets);
+    let shapes = shapes(&outlets.held());
     let age = |time: Micros| Duration::from_micros((now - time).max(0) as u64);
     let is_ours = |found: &Position| {
         (found.generation.as_str(), &found.shapes) == (generation, &shapes)
@@ -108,6 +110,6 @@ pub(super) async fn catch_up<K: Sink>(
 }
 
 /// What the rows of the copy are, as it says of itself.
-pub(super) fn shapes(outlets: &Outlets) -> String {
-    serde_json::to_string(&outlets.held()).expect("plain texts")
+pub(super) fn shapes(held: &[HeldShape]) -> String {
+    serde_json::to_string(held).expect("plain texts")
 }

@@ -303,11 +303,8 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
         self.pipe.metrics.replica_loaded(&shape.full_name(), *read, rows.expected);
         let ticket = self.pipe.ledger.aside();
         let topic = self.pipe.sink.kept_topic();
-        let mut start = 0;
-        for &end in &rows.ends {
-            let cells = &rows.bytes[start..end];
+        for cells in rows.rows() {
             self.pipe.outlets.load_row(table, number, cells, &topic, ticket, &mut self.batch).map_err(Error::Hold)?;
-            start = end;
             self.kept_one(ticket)?;
         }
         self.pipe.ledger.close(ticket);
@@ -451,7 +448,7 @@ impl<S: Source, K: Sink> Run<'_, '_, S, K> {
             generation: holding.generation.clone(),
             offset,
             time: (self.pipe.clock)(),
-            shapes: copy::shapes(&self.pipe.outlets),
+            shapes: copy::shapes(&self.keeping.shapes),
         };
         self.pipe.outlets.store(&position, is_durable).map_err(Error::Hold)?;
         self.tell_figures(position.time);

@@ -11,7 +11,7 @@ use std::{
 use postgres_types::{Kind, Type};
 
 use crate::{
-    change::{Asked, Column, Commit, Identity, LogicalMessage, Old, Op, Row, Table},
+    change::{Ancestor, Asked, Column, Commit, Identity, LogicalMessage, Old, Op, Row, Table},
     json,
     lsn::Lsn,
     postgres::{
@@ -31,7 +31,7 @@ pub struct Wanted {
 }
 
 /// Schema, table, ancestors -> who asks for it.
-pub type WantedTable = dyn Fn(&str, &str, Option<&[(String, String)]>) -> Asked;
+pub type WantedTable = dyn Fn(&str, &str, Option<&[Ancestor]>) -> Asked;
 
 /// What becomes of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,7 +225,8 @@ impl Assembler {
         self.spare = Some(transaction);
     }
 
-    /// Of which tables, by oid, the mapping is to see each row under whatever name: it knows what to do when that is another.
+    /// Of which tables, by oid, the mapping is to see each row under whatever name, also those of their partitions: it knows what to do
+    /// when that is another.
     pub fn holding(self, held: Vec<u32>) -> Self {
         Self { held, ..self }
     }
@@ -268,7 +269,8 @@ impl Assembler {
         let ancestors = (!facts.gone).then_some(facts.ancestors.as_slice());
         let mut asked = (self.wanted.table)(&shape.schema, &shape.name, ancestors);
         let oid = shape.oid;
-        asked.mapping |= self.held.contains(&oid);
+        let is_held = |oid: &u32| self.held.contains(oid);
+        asked.mapping |= is_held(&oid) || facts.ancestors.iter().any(|above| is_held(&above.oid));
         let table = asked.is_any().then(|| {
             self.versions += 1;
             Arc::new(shape.complete(self.versions, asked, &facts, &self.types))
@@ -478,7 +480,7 @@ mod tests {
 
     fn assembler(memory_max: usize) -> Assembler {
         let spill = Spill { dir: std::env::temp_dir(), memory_max, file_max: 10_000 };
-        let table = |_: &str, name: &str, _: Option<&[(String, String)]>| match name {
+        let table = |_: &str, name: &str, _: Option<&[Ancestor]>| match name {
             "unwanted" => Asked::NOBODY,
             _ => Asked::CHANGES,
         };
@@ -688,14 +690,22 @@ mod tests {
     #[test]
     fn who_asks_for_a_table_is_told_its_ancestors() {
         let spill = Spill { dir: std::env::temp_dir(), memory_max: 1, file_max: 1 };
-        let root = |ancestors: &[(String, String)]| ancestors.iter().any(|(_, name)| name == "root");
+        let root = |ancestors: &[Ancestor]| ancestors.iter().any(|above| above.name == "root");
         let table: Box<WantedTable> =
             Box::new(move |_, _, ancestors| Asked { changes: ancestors.is_none_or(root), ..Asked::NOBODY });
-        let mut assembler = Assembler::new(Wanted { table, ..Wanted::all_rows() }, spill);
-        let facts = TableFacts { ancestors: vec![("public".into(), "root".into())], ..TableFacts::default() };
-        tell(&mut assembler, &compose::relation(1, "public", "leaf", b'd', COLUMNS), facts);
-        tell(&mut assembler, &compose::relation(2, "public", "other", b'd', COLUMNS), TableFacts::default());
-        assert!(assembler.tables[&1].is_some() && assembler.tables[&2].is_none());
+        let mut assembler = Assembler::new(Wanted { table, ..Wanted::all_rows() }, spill).holding(vec![3, 10]);
+        let below = |oid: u32, name: &str| {
+            let above = Ancestor { oid, schema: "public".into(), name: name.into() };
+            TableFacts { ancestors: vec![above], ..TableFacts::default() }
+        };
+        let none = TableFacts::default;
+        let tables = [below(9, "root"), none(), none(), below(10, "renamed"), below(11, "another")];
+        for (oid, facts) in (1..).zip(tables) {
+            tell(&mut assembler, &compose::relation(oid, "public", "t", b'd', COLUMNS), facts);
+        }
+        let asked = (1..=5).filter_map(|oid| Some((oid, assembler.tables[&oid].as_ref()?.asked)));
+        let held = Asked { mapping: true, ..Asked::NOBODY };
+        assert_eq!(asked.collect::<Vec<_>>(), [(1, Asked::CHANGES), (3, held), (4, held)]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{
     url::{ChannelBinding, Host, Target},
     wire::{Question, TableFacts, TableKind, TypeFact},
 };
-use crate::{causes::told, lsn::Lsn, source::SourceError};
+use crate::{causes::told, change::Ancestor, lsn::Lsn, source::SourceError};
 
 /// A question that takes longer is given up and asked again later: nothing may hang behind a lock of the monolith's.
 const STATEMENT_TIMEOUT: &str = "30s";
@@ -61,8 +61,8 @@ pub(crate) struct CatalogTable {
     pub(crate) oid: u32,
     pub(crate) schema: String,
     pub(crate) name: String,
-    /// Schema and name of the root, for a partition.
-    pub(crate) root: Option<(String, String)>,
+    /// For a partition.
+    pub(crate) root: Option<Ancestor>,
     /// A partitioned table has no rows of its own: they are its partitions'.
     pub(crate) partitioned: bool,
     /// Unlogged tables are not in the log.
@@ -236,7 +236,9 @@ impl Control {
         let types = known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect();
         let Some(table) = table.first() else { return Ok(TableFacts { gone: true, types, ..TableFacts::default() }) };
         let names = |column| table.get::<_, Option<Vec<String>>>(column).unwrap_or_default();
-        let ancestors = names("ancestor_schemas").into_iter().zip(names("ancestor_names")).collect();
+        let oids = table.get::<_, Option<Vec<u32>>>("ancestors").unwrap_or_default();
+        let ancestors = oids.into_iter().zip(names("ancestor_schemas")).zip(names("ancestor_names"));
+        let ancestors = ancestors.map(|((oid, schema), name)| Ancestor { oid, schema, name }).collect();
         Ok(TableFacts {
             gone: false,
             schema: table.get("schema"),
@@ -272,11 +274,15 @@ impl Control {
     /// Every table that could be published; never those of the system.
     pub(crate) async fn tables(&self) -> Result<Vec<CatalogTable>, SourceError> {
         let rows = self.query(TABLES, &[]).await?;
+        let root = |row: &Row| {
+            let oid = row.get::<_, Option<u32>>("root")?;
+            Some(Ancestor { oid, schema: row.get("root_schema"), name: row.get("root_name") })
+        };
         let table = |row: &Row| CatalogTable {
             oid: row.get("oid"),
             schema: row.get("schema"),
             name: row.get("name"),
-            root: row.get::<_, Option<String>>("root_schema").zip(row.get("root_name")),
+            root: root(row),
             partitioned: row.get("partitioned"),
             unlogged: row.get("unlogged"),
             identified: row.get("identified"),
@@ -376,12 +382,7 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curre
 
 const TABLE: &str = "
 SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
-  (SELECT array_agg(an.nspname ORDER BY a.depth) FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a(oid, depth)
-     JOIN pg_class ac ON ac.oid = a.oid JOIN pg_namespace an ON an.oid = ac.relnamespace
-     WHERE a.oid <> c.oid) AS ancestor_schemas,
-  (SELECT array_agg(ac.relname ORDER BY a.depth) FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a(oid, depth)
-     JOIN pg_class ac ON ac.oid = a.oid
-     WHERE a.oid <> c.oid) AS ancestor_names,
+  above.oids AS ancestors, above.schemas AS ancestor_schemas, above.names AS ancestor_names,
   (SELECT array_agg(a.attname ORDER BY k.place) FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place),
      pg_attribute a WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts
      AND a.attrelid = c.oid AND a.attnum = k.attnum) AS primary_key,
@@ -393,7 +394,10 @@ SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
      WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
      AND k.place <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.attnum
      GROUP BY ic.relname HAVING bool_and(a.attnotnull) ORDER BY ic.relname LIMIT 1) AS unique_key
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+  LATERAL (SELECT array_agg(ac.oid ORDER BY a.depth) AS oids, array_agg(an.nspname ORDER BY a.depth) AS schemas,
+     array_agg(ac.relname ORDER BY a.depth) AS names FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a(oid, depth)
+     JOIN pg_class ac ON ac.oid = a.oid JOIN pg_namespace an ON an.oid = ac.relnamespace WHERE a.oid <> c.oid) above
 WHERE c.oid = $1 AND c.relkind IN ('r', 'p')";
 
 /// Types, and what they are made of, as far as it is not built in.
@@ -449,7 +453,8 @@ WITH RECURSIVE own AS (
 ), unnamed AS (
   SELECT DISTINCT b.root FROM below b JOIN own leaf ON leaf.oid = b.oid WHERE leaf.relkind = 'r' AND NOT leaf.identified
 )
-SELECT o.oid, o.nspname AS schema, o.relname AS name, root.nspname AS root_schema, root.relname AS root_name,
+SELECT o.oid, o.nspname AS schema, o.relname AS name,
+  root.oid AS root, root.nspname AS root_schema, root.relname AS root_name,
   o.relkind = 'p' AS partitioned, o.relpersistence = 'u' AS unlogged,
   CASE o.relkind WHEN 'p' THEN o.keyed AND o.oid NOT IN (SELECT root FROM unnamed) ELSE o.identified END AS identified
 FROM own o LEFT JOIN own root ON root.oid = o.root

@@ -388,7 +388,7 @@ impl Publication {
             let named = self.tables.iter().any(|listed| listed.schema == schema && listed.name == name);
             named || self.schemas.iter().any(|listed| listed == schema)
         };
-        let by_root = table.root.as_ref().is_some_and(|(schema, name)| listed(schema, name));
+        let by_root = table.root.as_ref().is_some_and(|root| listed(&root.schema, &root.name));
         self.all_tables || by_root || listed(&table.schema, &table.name)
     }
 

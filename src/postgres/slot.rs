@@ -130,12 +130,14 @@ pub(crate) struct Survey {
     pub(crate) there: Publications,
     /// What the database says of the tables that events are made of; `None` where none are.
     pub(crate) catalog: Option<Catalog>,
+    /// Oids of the tables of which rows are held.
+    pub(crate) held: Vec<u32>,
 }
 
 impl Survey {
     /// What the config asks for, with the tables that its look-ups lead to.
     pub(crate) fn patterns(&self, config: &Config) -> Result<Patterns, PatternError> {
-        patterns(config, self.catalog.as_ref())
+        Ok(patterns(config, self.catalog.as_ref())?.holding(&self.held))
     }
 
     /// Whether the database has what the config names.
@@ -284,7 +286,7 @@ impl Control {
         if let Some(slot) = &slot {
             slot.within(&name, &config.limits, begin.warned)?;
         }
-        let survey = self.survey(config, server.version_num, None).await?;
+        let survey = self.survey(config, server.version_num, None, begin.held).await?;
         begin.warned.compare(&name, &survey, config)?;
         self.check_names(&survey, config, server.version_num).await?;
         let mut plan = survey.plan(config, slot.as_ref().map(|slot| slot.confirmed))?;
@@ -348,12 +350,13 @@ impl Control {
     }
 
     /// What there is to be published, and what is. While a stream runs, its look-ups lead where they led when it began: to what
-    /// `known` says.
+    /// `known` says. Tables of which rows are `held` are known by their oids.
     pub(crate) async fn survey(
         &self,
         config: &Config,
         version_num: i32,
         known: Option<&Catalog>,
+        held: &[u32],
     ) -> Result<Survey, SourceError> {
         let mut tables = self.tables().await?;
         let omit = omitted(&config.source.omit_columns, &tables);
@@ -368,7 +371,8 @@ impl Control {
             Some(known) => Some(known.clone()),
             None => Some(self.schema(config).await?),
         };
-        Ok(Survey { tables, there: self.publications(&config.publication(), version_num).await?, catalog })
+        let there = self.publications(&config.publication(), version_num).await?;
+        Ok(Survey { tables, there, catalog, held: held.to_vec() })
     }
 
     /// What has to be done to the publications, of what the config asks for and the database has, and what that says of the tables
@@ -379,7 +383,7 @@ impl Control {
         version_num: i32,
         slot: Option<&Slot>,
     ) -> Result<(Plan, Option<Catalog>), SourceError> {
-        let survey = self.survey(config, version_num, None).await?;
+        let survey = self.survey(config, version_num, None, &[]).await?;
         self.check_names(&survey, config, version_num).await?;
         Ok((survey.plan(config, slot.map(|slot| slot.confirmed))?, survey.catalog))
     }

@@ -6,7 +6,7 @@ use globset::{Glob, GlobMatcher};
 
 use super::{assemble::Kept, catalog::CatalogTable};
 use crate::{
-    change::Asked,
+    change::{Ancestor, Asked},
     config::{Config, full_name},
     mapping::{
         catalog::Catalog,
@@ -28,6 +28,8 @@ pub struct Patterns {
     outbox: Option<String>,
     messages: Vec<Pattern>,
     context: Option<String>,
+    /// Oids of tables that are published under whatever name.
+    held: Vec<u32>,
 }
 
 /// A pattern that cannot be used, or finds nothing.
@@ -130,12 +132,18 @@ impl Patterns {
             outbox: outbox.and_then(|outbox| outbox.table().map(whole)),
             messages,
             context: config.context.as_ref().map(|context| context.prefix.clone()),
+            held: Vec::new(),
         })
     }
 
+    /// These tables, by their oids, are published under whatever name: what is held of them would be wrong without what becomes of them.
+    pub(crate) fn holding(self, held: &[u32]) -> Patterns {
+        Patterns { held: held.to_vec(), ..self }
+    }
+
     /// Who asks for a table: by its own name or an ancestor's. What `changes.except` names, `changes` does not ask for.
-    pub fn asked(&self, schema: &str, table: &str, ancestors: &[(String, String)]) -> Asked {
-        let ancestors = ancestors.iter().map(|(schema, table)| format!("{schema}.{table}"));
+    pub fn asked(&self, schema: &str, table: &str, ancestors: &[Ancestor]) -> Asked {
+        let ancestors = ancestors.iter().map(|Ancestor { schema, name, .. }| format!("{schema}.{name}"));
         let names: Vec<_> = std::iter::once(format!("{schema}.{table}")).chain(ancestors).collect();
         let any = |patterns: &[Pattern]| names.iter().any(|name| patterns.iter().any(|pattern| pattern.fits(name)));
         Asked {
@@ -199,8 +207,9 @@ impl Patterns {
     pub(crate) fn choose<'a>(&self, tables: &'a [CatalogTable]) -> Vec<&'a CatalogTable> {
         let wanted = |table: &&CatalogTable| {
             let root = table.root.as_slice();
-            let covered = root.iter().any(|(schema, name)| self.asked(schema, name, &[]).is_any());
-            !table.unlogged && !covered && self.asked(&table.schema, &table.name, root).is_any()
+            let covered = root.iter().any(|root| self.asked(&root.schema, &root.name, &[]).is_any());
+            let asked = self.asked(&table.schema, &table.name, root).is_any() || self.held.contains(&table.oid);
+            !table.unlogged && !covered && asked
         };
         tables.iter().filter(wanted).collect()
     }
@@ -294,7 +303,8 @@ mod tests {
             (schema.to_owned(), name.to_owned())
         };
         let (schema, name) = pair(name);
-        CatalogTable { schema, name, root: root.map(pair), identified: true, ..Default::default() }
+        let root = root.map(pair).map(|(schema, name)| Ancestor { oid: 0, schema, name });
+        CatalogTable { schema, name, root, identified: true, ..Default::default() }
     }
 
     fn config(tables: &[&str], except: &[&str], rest: &str) -> Config {
@@ -330,6 +340,15 @@ mod tests {
     }
 
     #[test]
+    fn a_held_table_is_published_under_whatever_name() {
+        let mut catalog = [table("public.renamed", None), table("public.other", None)];
+        (catalog[0].oid, catalog[1].oid) = (1, 2);
+        let patterns = Patterns::compile(&config(&["public.orders"], &[], ""), &[]).unwrap();
+        assert!(patterns.choose(&catalog).is_empty());
+        assert_eq!(patterns.holding(&[1, 3]).choose(&catalog), [&catalog[0]]);
+    }
+
+    #[test]
     fn a_table_that_is_gone_may_have_been_a_partition() {
         let patterns = Patterns::compile(&config(&["public.log"], &["*.scratch"], ""), &[]).unwrap();
         let wants = |table, lists| patterns.asked_gone("public", table, lists).is_any();
@@ -358,7 +377,7 @@ mod tests {
         assert_eq!(asked("public", "outbox"), Asked { outbox: true, ..Asked::NOBODY });
         assert_eq!(asked("public", "other"), Asked::CHANGES);
         assert_eq!(asked("sales", "other"), Asked::NOBODY);
-        let root = ("public".to_owned(), "outbox".to_owned());
+        let root = Ancestor { oid: 0, schema: "public".into(), name: "outbox".into() };
         assert!(patterns.asked("parts", "outbox_1", &[root]).outbox);
         let kept = ["ctx", "audit.x", "audit", "out*", "outbox"].map(|prefix| patterns.kept(prefix));
         assert_eq!(kept, [Kept::Context, Kept::InOrder, Kept::No, Kept::InOrder, Kept::No]);

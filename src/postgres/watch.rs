@@ -21,13 +21,7 @@ use super::{
     publication::{Plan, Publication, Publications},
     slot::Survey,
 };
-use crate::{
-    causes::told,
-    config::Config,
-    lsn::Lsn,
-    mapping::{catalog::Catalog, rules::looked_up},
-    source::SourceError,
-};
+use crate::{causes::told, config::Config, lsn::Lsn, mapping::catalog::Catalog, source::SourceError};
 
 /// A look takes its time from the server's catalog: it rests so many times as long, so that it costs the server a
 /// hundredth of a backend at most.
@@ -147,7 +141,7 @@ impl Watch {
     /// Compares what is there with what was there, and with what the config asks for.
     async fn compare(&mut self, begin: &Start<'_, SourceError>, lsn: Lsn, confirmed: Lsn) -> Result<(), SourceError> {
         let (config, version_num) = (&self.config, self.version_num);
-        let survey = self.control.survey(config, version_num, self.catalog.as_ref()).await?;
+        let survey = self.control.survey(config, version_num, self.catalog.as_ref(), begin.held).await?;
         begin.warned.compare(&config.slot(), &survey, config)?;
         if let Err(error) = survey.check(config, version_num) {
             let text = told(&error);
@@ -163,7 +157,7 @@ impl Watch {
         if !plan.statements.is_empty() {
             match self.change(begin, &plan).await {
                 Ok(()) => {
-                    let survey = self.control.survey(config, version_num, self.catalog.as_ref()).await?;
+                    let survey = self.control.survey(config, version_num, self.catalog.as_ref(), begin.held).await?;
                     seen = Seen::of(&survey, config, lsn);
                 }
                 Err(error) => {
@@ -266,12 +260,6 @@ impl Seen {
                 None => said.push(format!("{name} was dropped; what was committed before is told")),
                 Some(table) if !wanted.iter().any(|wanted| wanted.oid == *oid) => {
                     let now = table.full_name();
-                    if now != *name && is_looked_up(survey, config, name) {
-                        return Err(lost(Missing {
-                            what: format!("{name}, which look-ups lead to, is called {now} now"),
-                            mend: "start again: then they lead there, and its rows are loaded again".into(),
-                        }));
-                    }
                     if now != *name && table.root.is_none() {
                         said.push(format!(
                             "{name} is called {now} now, which the config does not name: it is not told any more"
@@ -285,6 +273,11 @@ impl Seen {
                         mend: put_back(self.publications.rows.as_ref().map_or("", |rows| &rows.name), table),
                     }));
                 }
+                Some(table) if survey.held.contains(oid) && table.full_name() != *name => said.push(format!(
+                    "{name} is called {now} now, and its rows are held: the first one that is read under that name ends the run; give it its \
+                     name back, or name it so in the config and start again",
+                    now = table.full_name()
+                )),
                 Some(_) => {}
             }
         }
@@ -301,11 +294,6 @@ impl fmt::Display for Seen {
 fn wanted<'a>(survey: &'a Survey, config: &Config) -> Vec<&'a CatalogTable> {
     // A config whose patterns do not compile does not come this far.
     survey.patterns(config).ok().map(|patterns| patterns.choose(&survey.tables)).unwrap_or_default()
-}
-
-fn is_looked_up(survey: &Survey, config: &Config, name: &str) -> bool {
-    let looked_up = survey.catalog.as_ref().map(|catalog| looked_up(config, catalog)).unwrap_or_default();
-    looked_up.iter().any(|table| format!("{}.{}", table.schema, table.name) == name)
 }
 
 /// Whether a publication tells all that it told.

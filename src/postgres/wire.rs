@@ -5,7 +5,10 @@ use std::{collections::HashMap, future::Future};
 use postgres_types::Type;
 use tokio::sync::mpsc::Receiver;
 
-use crate::source::{Load, LoadTable, SourceError};
+use crate::{
+    change::Ancestor,
+    source::{Load, LoadTable, SourceError},
+};
 
 /// The replication connection as the stream sees it. The simulation has another one.
 pub trait Wire {
@@ -52,8 +55,8 @@ pub struct TableFacts {
     pub name: String,
     /// Table or partitioned table.
     pub kind: TableKind,
-    /// For a partition: schema and name of its parent, then of the parent's, up to the root.
-    pub ancestors: Vec<(String, String)>,
+    /// For a partition: its parent, then the parent's, up to the root.
+    pub ancestors: Vec<Ancestor>,
     /// The primary key's columns in the key's order; empty without one.
     pub primary_key: Vec<String>,
     /// The columns of the index that `REPLICA IDENTITY USING INDEX` names, in its order; empty without one.

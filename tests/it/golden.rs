@@ -201,6 +201,7 @@ fn captured(version: Version, script: &str) -> (Vec<Line>, String) {
         let start = source::Start {
             warned: &warned,
             admissions: &source::Admissions::default(),
+            held: &[],
             waiting: &|| {},
             accept: &|_, _| Ok(()),
             permit,

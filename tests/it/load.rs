@@ -59,6 +59,7 @@ async fn connect(config: &Config) -> (Stream, Prepared) {
     let start = source::Start {
         warned: &warned,
         admissions: &source::Admissions::default(),
+        held: &[],
         waiting: &|| {},
         accept: &|_, _| Ok(()),
         permit,
@@ -625,8 +626,14 @@ fn tables_that_look_ups_lead_to_are_published_and_watched() {
         assert_eq!((city.rows, city.columns[1].width), (None, None), "nobody has analyzed it");
         let (warned, admissions) = (source::Warned::default(), source::Admissions::default());
         let permit: &source::Permit<'_, SourceError> = &|_, _| Box::pin(async { Ok(()) });
-        let start =
-            source::Start { warned: &warned, admissions: &admissions, waiting: &|| {}, accept: &|_, _| Ok(()), permit };
+        let start = source::Start {
+            warned: &warned,
+            admissions: &admissions,
+            held: &[],
+            waiting: &|| {},
+            accept: &|_, _| Ok(()),
+            permit,
+        };
         watch.look(&start).await.unwrap();
         // A foreign key that goes takes nothing out of the publication while we stream; somebody else may.
         aside(|| db.execute("ALTER TABLE customer DROP CONSTRAINT customer_city_id_fkey"));

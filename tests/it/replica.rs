@@ -5,7 +5,7 @@ use std::{
     env, fs,
     path::Path,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
     time::Duration,
 };
@@ -125,9 +125,8 @@ impl Walk {
 
     #[track_caller]
     fn tells(&self, offshoot: &mut Offshoot, expected: &[(&str, Value)]) {
-        let expected: Vec<_> = expected.iter().map(|(kind, data)| ((*kind).to_owned(), data.clone())).collect();
         offshoot.wait("the events", DEADLINE, |_| (self.told().len() >= expected.len()).then_some(()));
-        assert_eq!(self.told(), expected);
+        assert_eq!(self.told(), named(expected));
     }
 
     /// Stops once what is committed now is confirmed.
@@ -159,6 +158,11 @@ fn confirmed(db: &Db, slot: &str, offshoot: &mut Offshoot) {
 fn header(record: &Record, name: &str) -> String {
     let value = record.headers.iter().find(|(header, _)| header == name).and_then(|(_, value)| value.as_deref());
     String::from_utf8(value.unwrap_or_default().to_vec()).unwrap()
+}
+
+/// As `Walk::told` has it.
+fn named(expected: &[(&str, Value)]) -> Vec<(String, Value)> {
+    expected.iter().map(|(kind, data)| ((*kind).to_owned(), data.clone())).collect()
 }
 
 fn kind(record: &Record) -> String {
@@ -435,14 +439,20 @@ fn killed_moved_wiped_and_taken_over_tells_the_same_events_byte_for_byte() {
 fn a_standby_follows_the_topic_and_reads_only_the_tail_when_it_takes_over() {
     let walk = Walk::new(SCHEMA, &[CHANGED]);
     let mut active = walk.loaded();
-    let yaml = walk.pipe.yaml();
-    let elsewhere =
-        Config::new(&yaml.lines().filter(|line| !line.starts_with("data_dir:")).collect::<Vec<_>>().join("\n"));
+    let dir = process::new_dir("replica");
+    let elsewhere = Config::new(&walk.pipe.yaml().replace(walk.data_dir().to_str().unwrap(), dir.to_str().unwrap()));
     let mut command = Command::new(binary());
     command.arg("run").arg("-c").arg(&elsewhere.path);
+    // What passes: somebody looks at its file just then.
+    let looked_at = redb::Database::create(dir.join(format!("replica-{}.redb", walk.pipe.name))).unwrap();
     let mut standby = Offshoot::start(command, &elsewhere);
+    says(&standby.wait_log("a standby that does not follow", DEADLINE), &["another process has it open"]);
+    drop(looked_at);
+    standby.wait_log("follows the replica's topic meanwhile", DEADLINE);
     let read = |standby: &Offshoot| standby.metric("offshoot_replica_restored_records_total").unwrap_or(0.0);
     standby.wait("the rows to be followed", DEADLINE, |o| (read(o) >= 1205.0).then_some(()));
+    let gave_up = || standby.log().iter().filter(|line| line.contains("a standby that does not follow")).count();
+    assert_eq!(gave_up(), 1, "it is said once");
     walk.db.execute("UPDATE orders SET status = 1 WHERE id <= 300");
     standby.wait("what comes later to be followed", DEADLINE, |o| (read(o) >= 1505.0).then_some(()));
     assert_eq!(standby.get("/readyz").map(|(status, _)| status), Some(503));
@@ -690,6 +700,60 @@ fn a_load_that_commits_would_wait_for_is_refused() {
 }
 
 #[test]
+fn a_load_beside_a_synchronous_standby_waits_only_while_that_is_away() {
+    let primary = postgres::private(V17, &[]);
+    let standby = primary.standby();
+    let follow = format!("host=127.0.0.1 port={} user=postgres password={}", primary.port(), postgres::PASSWORD);
+    standby.configure(&[("primary_conninfo", &format!("{follow} application_name=near"))]);
+    primary.configure(&[("synchronous_standby_names", "near"), ("synchronous_commit", "remote_apply")]);
+    let walk = Walk::on(primary.create_database(), SCHEMA, &[RENAMED]);
+    let state = "SELECT coalesce(max(sync_state), '') FROM pg_stat_replication WHERE application_name = 'near'";
+    wait::until(DEADLINE, "the standby to be waited for", || walk.db.text(state) == "sync");
+    // Commits go on while it loads, each when the standby has it.
+    let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let application = walk.db.connect();
+    let mut life = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Relaxed) {
+                let n = count.fetch_add(1, Relaxed);
+                application.execute(&format!("UPDATE region SET name = 'n{n}' WHERE id = 1"));
+            }
+        });
+        let life = walk.loaded();
+        let enough = count.load(Relaxed) + 20;
+        wait::until(DEADLINE, "commits", || count.load(Relaxed) >= enough);
+        stop.store(true, Relaxed);
+        life
+    });
+    let last = format!("n{}", count.load(Relaxed) - 1);
+    life.wait("the last event", DEADLINE, |_| {
+        walk.told().last().is_some_and(|(_, data)| data["now"] == last.as_str()).then_some(())
+    });
+    let told = walk.told();
+    assert!(told.windows(2).all(|pair| pair[0].1["now"] == pair[1].1["was"]), "{told:?}");
+    walk.settles(life);
+
+    // It is away: what is committed runs on, for all that the load knows.
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    standby.stop();
+    let committed = thread::spawn(move || application.execute("UPDATE region SET name = 'waits' WHERE id = 1"));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait::until(DEADLINE, "the commit to wait for the standby", || walk.db.text(waits) == "1");
+    let mut life = walk.run();
+    says(&life.wait_log("the load waits for the transactions that run", DEADLINE), &["pid="]);
+    assert!(!committed.is_finished() && !life.log().join("\n").contains(LOADED));
+    standby.start();
+    life.wait_log(LOADED, DEADLINE);
+    committed.join().unwrap();
+    walk.db.execute("UPDATE region SET name = 'after' WHERE id = 1");
+    let after = |walk: &Walk| walk.told().last().unwrap().1["now"] == "after";
+    life.wait("the event", DEADLINE, |_| after(&walk).then_some(()));
+    assert_eq!(walk.told().last().unwrap().1["was"], "waits", "the load has what waited");
+    walk.settles(life);
+}
+
+#[test]
 fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
     let mut walk = Walk::new(SCHEMA, &[CHANGED]);
     let mut life = walk.loaded();
@@ -703,6 +767,8 @@ fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
         ("OrderChanged", data)
     };
     walk.db.execute("ALTER TABLE line RENAME TO item");
+    // Whoever looks after the publication does not take it out.
+    life.wait_log("public.line is called public.item now, and its rows are held", 2 * DEADLINE);
     walk.db.execute("UPDATE orders SET status = 1 WHERE id = 5");
     walk.tells(&mut life, &[told(0, &[])]);
     walk.db
@@ -712,6 +778,7 @@ fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
     let said = ends(life, 7, &words);
     assert!(!said.contains("offshoot skip"), "{said}");
     assert_eq!(walk.told().len(), 1);
+    assert_eq!(walk.db.text("SELECT count(*) FROM pg_publication_tables WHERE tablename = 'item'"), "1");
     walk.remap_in(&AGGREGATES.replace("line.order_id", "item.order_id"), &[CHANGED]);
     let mut life = walk.loaded();
     walk.db.execute("UPDATE orders SET status = 3 WHERE id = 5");
@@ -728,6 +795,187 @@ fn a_held_table_under_another_name_stops_it_before_what_that_would_falsify() {
     let mut life = walk.loaded();
     walk.db.execute("UPDATE region SET name = 'newer' WHERE id = 1");
     walk.tells(&mut life, &[renamed(1, "new", "newer")]);
+    walk.settles(life);
+}
+
+/// Partitions, and below one of them another.
+const PARTS: &str = "
+    CREATE TABLE other (id int PRIMARY KEY);
+    CREATE SCHEMA aside;
+    CREATE TABLE big (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
+    CREATE TABLE low PARTITION OF big FOR VALUES FROM (0) TO (100);
+    CREATE TABLE middle PARTITION OF big FOR VALUES FROM (100) TO (300) PARTITION BY RANGE (id);
+    CREATE TABLE high PARTITION OF middle FOR VALUES FROM (100) TO (200);
+    INSERT INTO big VALUES (1, 0), (101, 0);";
+
+fn of_parts() -> Walk {
+    let mut walk = Walk::new(PARTS, &[]);
+    walk.remap_in(BIG_AGGREGATES, &[BIG_CHANGED]);
+    walk.settles(walk.loaded());
+    walk
+}
+
+/// Both rows of `PARTS`.
+fn both_changed(was: i32, now: i32) -> [(&'static str, Value); 2] {
+    [1, 101].map(|id| changed(id, was, now))
+}
+
+#[test]
+fn a_held_root_of_partitions_under_another_name_stops_it_at_its_first_row() {
+    let walk = of_parts();
+    let mut life = walk.pipe.ready();
+    let mut told = Vec::new();
+    // What the partitions are called does not matter.
+    walk.db.execute(
+        "ALTER TABLE low RENAME TO first; ALTER TABLE middle RENAME TO rest; ALTER TABLE high SET SCHEMA aside",
+    );
+    walk.db.execute("UPDATE big SET v = 1");
+    told.extend(both_changed(0, 1));
+    walk.tells(&mut life, &told);
+    walk.db.execute("ALTER TABLE big RENAME TO large");
+    let slot = walk.pipe.slot();
+    let pid = || {
+        walk.db
+            .text(&format!("SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots WHERE slot_name = '{slot}'"))
+    };
+    // A new connection is told of all shapes again.
+    let before = pid();
+    walk.db.execute(&format!("SELECT pg_terminate_backend({before})"));
+    life.wait("another connection", DEADLINE, |_| (![before.as_str(), "0"].contains(&pid().as_str())).then_some(()));
+    walk.db.execute("UPDATE large SET v = 2");
+    let words = [
+        "read a row of public.first at ",
+        "it is a partition of public.large, which is public.big under another name",
+        "give it its name back and start again",
+    ];
+    let said = ends(life, 7, &words);
+    assert!(!said.contains("offshoot skip"), "{said}");
+    assert_eq!(walk.told(), named(&told));
+    walk.db.execute("ALTER TABLE large RENAME TO big");
+    let mut life = walk.pipe.ready();
+    told.extend(both_changed(1, 2));
+    walk.tells(&mut life, &told);
+
+    // Any change of a partition has its shape told again.
+    walk.db.execute("ALTER TABLE big SET SCHEMA aside; ALTER TABLE aside.big ADD COLUMN w int");
+    walk.db.execute("UPDATE aside.big SET v = 3");
+    ends(life, 7, &["it is a partition of aside.big, which is public.big under another name"]);
+    walk.db.execute("ALTER TABLE aside.big SET SCHEMA public");
+    let mut life = walk.pipe.ready();
+    told.extend(both_changed(2, 3));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
+#[test]
+fn a_held_root_that_is_renamed_while_it_is_away_goes_on_under_either_name() {
+    let mut walk = of_parts();
+    walk.db.execute("ALTER TABLE big RENAME TO large; UPDATE large SET v = 1");
+    walk.pipe.ends(2, &["public.big"]);
+    walk.db.execute("ALTER TABLE large RENAME TO big");
+    let mut life = walk.pipe.ready();
+    let mut told = both_changed(0, 1).to_vec();
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+    walk.db.execute("ALTER TABLE big RENAME TO large; UPDATE large SET v = 2");
+    walk.remap_in(&BIG_AGGREGATES.replace("root: big", "root: large"), &[BIG_CHANGED]);
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE large SET v = 3");
+    told.extend(both_changed(2, 3));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
+#[test]
+fn a_held_root_that_is_published_as_such_stops_it_under_another_name() {
+    let walk = of_parts();
+    let publication = walk.pipe.slot();
+    walk.db.execute(&format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"));
+    let mut life = walk.pipe.ready();
+    walk.db.execute("UPDATE big SET v = 1");
+    let mut told = both_changed(0, 1).to_vec();
+    walk.tells(&mut life, &told);
+    walk.db.execute("ALTER TABLE big RENAME TO large; ALTER TABLE large ADD COLUMN w int");
+    walk.db.execute("UPDATE large SET v = 2");
+    ends(life, 7, &["read a row of public.large at ", "that is public.big under another name", "offshoot reload"]);
+    assert_eq!(walk.told(), named(&told));
+    walk.db.execute("ALTER TABLE large RENAME TO big");
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE big SET v = 3");
+    told.extend(both_changed(2, 3));
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+}
+
+#[test]
+fn a_held_table_that_is_dropped_and_made_anew_stops_it_at_the_new_ones_first_row() {
+    for (schema, partition) in [
+        (PARTS, " PARTITION BY RANGE (id); CREATE TABLE low PARTITION OF big DEFAULT"),
+        (
+            "CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE big (id int PRIMARY KEY, v int); INSERT INTO big VALUES (1, 0), (101, 0)",
+            "",
+        ),
+    ] {
+        let mut walk = Walk::new(schema, &[]);
+        walk.remap_in(BIG_AGGREGATES, &[BIG_CHANGED]);
+        let mut life = walk.loaded();
+        walk.db.execute("UPDATE big SET v = 1");
+        let mut told = both_changed(0, 1).to_vec();
+        walk.tells(&mut life, &told);
+        walk.db.execute(&format!(
+            "BEGIN; DROP TABLE big; CREATE TABLE big (id int PRIMARY KEY, v int){partition};
+             ALTER PUBLICATION {} ADD TABLE ONLY big; COMMIT",
+            walk.pipe.slot()
+        ));
+        // Of a table that its own transaction fills, a commit may be read before the catalog has it.
+        walk.db.execute("INSERT INTO big VALUES (1, 5), (101, 5)");
+        let words = ["read a row of public.big at ", "another table than the one of this name whose rows are held"];
+        let said = ends(life, 7, &words);
+        assert!(!said.contains("offshoot skip"), "{said}");
+        assert_eq!(walk.told(), named(&told));
+        let mut life = walk.loaded();
+        walk.db.execute("UPDATE big SET v = 6");
+        told.extend(both_changed(5, 6));
+        walk.tells(&mut life, &told);
+        walk.settles(life);
+    }
+}
+
+#[test]
+fn partitions_that_leave_take_their_rows_and_those_that_join_are_known_after_a_reload() {
+    let walk = of_parts();
+    let mut life = walk.pipe.ready();
+    walk.db.execute("UPDATE big SET v = 1");
+    let mut told = both_changed(0, 1).to_vec();
+    walk.tells(&mut life, &told);
+    walk.db.execute(
+        "ALTER TABLE big DETACH PARTITION low; CREATE TABLE large (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
+         ALTER TABLE large ATTACH PARTITION low FOR VALUES FROM (0) TO (100)",
+    );
+    walk.db.execute("UPDATE large SET v = 7; UPDATE big SET v = 2");
+    told.push(changed(101, 1, 2));
+    walk.tells(&mut life, &told);
+    walk.db.execute(
+        "INSERT INTO large VALUES (2, 7); ALTER TABLE large DETACH PARTITION low;
+         ALTER TABLE big ATTACH PARTITION low FOR VALUES FROM (0) TO (100)",
+    );
+    walk.db.execute("UPDATE big SET v = 8 WHERE id = 2");
+    ends(life, 7, &["offshoot reload"]);
+    let (code, said) = walk.pipe.command(&["reload", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    let mut life = walk.loaded();
+    walk.db.execute("UPDATE big SET v = 9 WHERE id < 3");
+    told.extend([changed(1, 7, 9), changed(2, 8, 9)]);
+    walk.tells(&mut life, &told);
+    walk.settles(life);
+    // Nobody knows any more whose partition it was when its rows were written; they do not go without a word.
+    walk.db.execute("UPDATE big SET v = 10; ALTER TABLE big DETACH PARTITION low");
+    let mut life = walk.pipe.ready();
+    says(&life.wait_log("its rows are published", DEADLINE), &["public.low", "detached", "WARN"]);
+    told.push(changed(101, 2, 10));
+    walk.tells(&mut life, &told);
     walk.settles(life);
 }
 
@@ -815,7 +1063,12 @@ fn a_disk_that_the_cache_cannot_be_on_stops_it_with_words() {
     ends(denied, 1, &["the replica's cache", "data_dir must be a directory that offshoot may write to"]);
     // It fills up under way: more rows than there is room for, which are in the topic all the same.
     let small = walk.pipe.run_apart(&format!("mount -t tmpfs -o size=4m none {dir}"));
-    walk.db.execute("INSERT INTO region SELECT i, repeat(i::text, 40) FROM generate_series(1000, 60000) i");
+    // None of these is so large that it is spilled, onto the same disk.
+    for from in (1000..60_000).step_by(10_000) {
+        let to = (from + 9999).min(60_000);
+        walk.db
+            .execute(&format!("INSERT INTO region SELECT i, repeat(i::text, 40) FROM generate_series({from}, {to}) i"));
+    }
     let file = format!("{dir}/replica-{}.redb", walk.pipe.name);
     ends(
         small,

@@ -392,7 +392,7 @@ impl Life {
         let on_disk = world.rng.u8(..6) == 0;
         let memory = if on_disk { world.rng.usize(..3000) } else { 1 << 20 };
         let mut mapping = Mapping::new(rules, spill(memory));
-        mapping.hold(Replica::default());
+        mapping.hold(Replica::in_memory());
         let held = mapping.held().into_iter().map(|table| (table, (0, None))).collect();
         if world.is_loose {
             world.cover("loose");
@@ -447,7 +447,7 @@ impl Life {
 
     /// Another cache, of a part of the topic.
     fn lose(&mut self, records: usize) {
-        self.mapping.hold(Replica::default());
+        self.mapping.hold(Replica::in_memory());
         for (key, value) in &self.topic[..records] {
             self.mapping.restore(key, value.as_deref()).unwrap();
         }
@@ -814,7 +814,7 @@ fn shows(is_enforced: bool) -> (World, Mapping) {
         truncate: Truncate::Ignore,
     };
     let mut mapping = Mapping::new(rules, spill(1 << 20));
-    mapping.hold(Replica::default());
+    mapping.hold(Replica::in_memory());
     let rows: &[(usize, &[&str])] = &[
         (0, &["1", "Shane's Sock Puppets"]),
         (0, &["2", "Rock concert"]),
@@ -962,7 +962,7 @@ fn a_truncated_table_is_forgotten_and_what_came_after_is_kept() {
         oid: *oid,
         schema: "public".into(),
         name: "t0_p1".into(),
-        ancestors: vec![("public".into(), "t0".into())],
+        ancestors: vec![Ancestor { oid: 0, schema: "public".into(), name: "t0".into() }],
         identity: *identity,
         asked: *asked,
         columns: columns.clone(),

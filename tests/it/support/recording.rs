@@ -12,6 +12,7 @@ use std::{
 };
 
 use offshoot::{
+    change::Ancestor,
     postgres::{Question, TableFacts, TableKind, TypeFact, Wire},
     source::{Load, LoadTable, SourceError},
 };
@@ -103,7 +104,7 @@ impl Facts {
             schema: facts.schema.clone(),
             name: facts.name.clone(),
             partitioned: facts.kind == TableKind::Partitioned,
-            ancestors: facts.ancestors.clone(),
+            ancestors: facts.ancestors.iter().map(|above| (above.schema.clone(), above.name.clone())).collect(),
             primary_key: facts.primary_key.clone(),
             identity_index: facts.identity_index.clone(),
             unique: facts.unique.clone(),
@@ -120,7 +121,8 @@ impl Facts {
             schema: self.schema.clone(),
             name: self.name.clone(),
             kind: if self.partitioned { TableKind::Partitioned } else { TableKind::Table },
-            ancestors: self.ancestors.clone(),
+            // Whose oids nothing that is recorded needs.
+            ancestors: self.ancestors.iter().cloned().map(|(schema, name)| Ancestor { oid: 0, schema, name }).collect(),
             primary_key: self.primary_key.clone(),
             identity_index: self.identity_index.clone(),
             unique: self.unique.clone(),
