@@ -66,7 +66,7 @@ fn streams(random: &mut fastrand::Rng) -> (Vec<u8>, usize) {
                 let of = if is_first { open.len() - 1 } else { random.usize(..open.len()) };
                 let (top, subs) = &mut open[of];
                 say([numbers(b'S', &[*top]), vec![is_first.into()]].concat());
-                for row in 0..random.u32(..8) {
+                for row in 0..random.u32(u32::from(is_first)..8) {
                     if row == 0 && is_first || random.u8(..10) == 0 {
                         say(relation(numbers(b'R', &[*top])));
                     }
