@@ -2,7 +2,10 @@
 
 #![allow(unreachable_pub)]
 
-use std::env;
+use std::{
+    collections::{HashMap, HashSet},
+    env,
+};
 
 use offshoot::{
     change::{Asked, Content, LogicalMessage, Old, Op, Row, Value},
@@ -27,17 +30,23 @@ pub fn frame(bytes: &[u8]) {
 
 /// One pgoutput message: rows hold as many values as they say, and with them the message is at its end.
 pub fn pgoutput(bytes: &[u8]) {
-    match pgoutput::decode(bytes) {
-        Ok(Message::Insert { new, .. }) => assert_eq!(5 + walk(new), bytes.len()),
-        Ok(Message::Update { old, new, .. }) => assert_eq!(5 + old.map_or(0, walk_old) + walk(new), bytes.len()),
-        Ok(Message::Delete { old, .. }) => assert_eq!(5 + walk_old(old), bytes.len()),
-        Ok(Message::Truncate { tables, .. }) => assert_eq!(6 + tables.iter().count() * 4, bytes.len()),
-        Ok(_) | Err(_) => {}
+    let ends = |message, head: usize| match message {
+        Message::Insert { new, .. } => assert_eq!(head + walk(new), bytes.len()),
+        Message::Update { old, new, .. } => assert_eq!(head + old.map_or(0, walk_old) + walk(new), bytes.len()),
+        Message::Delete { old, .. } => assert_eq!(head + walk_old(old), bytes.len()),
+        Message::Truncate { tables, .. } => assert_eq!(head + 1 + tables.iter().count() * 4, bytes.len()),
+        _ => {}
+    };
+    if let Ok(message) = pgoutput::decode(bytes) {
+        ends(message, 5);
+    }
+    if let Ok((_, message)) = pgoutput::decode_in_block(bytes) {
+        ends(message, 9);
     }
 }
 
 /// A stream of messages, each after its length in two bytes: transactions come out whole, in order, with the changes that
-/// were told, as often in memory as from a spill file that is read in small pieces.
+/// were told and not rolled back, as often in memory as from a spill file that is read in small pieces.
 pub fn assemble(bytes: &[u8]) {
     let in_memory = transactions(bytes, 1 << 20);
     let spilled = transactions(bytes, 48);
@@ -46,21 +55,33 @@ pub fn assemble(bytes: &[u8]) {
 }
 
 /// The commit LSN of each transaction up to the first error.
-fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<Lsn> {
+pub fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<Lsn> {
     let spill = Spill { dir: env::temp_dir(), memory_max, file_max: 1 << 30 };
     let wanted = Wanted { table: Box::new(|_, _, _| Asked::CHANGES), message: Box::new(|_| Kept::InOrder) };
     let mut assembler = Assembler::new(wanted, spill);
-    let (mut told, mut whole) = (Vec::new(), Vec::new());
+    let (mut told, mut whole, mut streamed) = (Vec::new(), Vec::new(), Streamed::default());
     for lsn in (1..).map(Lsn) {
         let Some((len, rest)) = bytes.split_first_chunk::<2>() else { break };
         let Some((message, rest)) = rest.split_at_checked(u16::from_be_bytes(*len).into()) else { break };
         bytes = rest;
-        let Ok(message) = pgoutput::decode(message) else { break };
-        told.extend(contents(lsn, &message));
-        match assembler.push(lsn, message) {
-            Ok(Step::More) => {}
-            Ok(Step::Ask(_)) => assembler.answer(TableFacts::default()),
+        let mut step = if assembler.is_in_block() {
+            let Ok((xid, message)) = pgoutput::decode_in_block(message) else { break };
+            streamed.push(xid, contents(lsn, &message));
+            assembler.push_in_block(lsn, xid, message)
+        } else {
+            let Ok(message) = pgoutput::decode(message) else { break };
+            told.extend(contents(lsn, &message));
+            told.extend(streamed.learn(&message));
+            assembler.push(lsn, message)
+        };
+        while let Ok(Step::Ask(_)) = step {
+            assembler.answer(TableFacts::default());
+            step = assembler.close();
+        }
+        match step {
+            Ok(Step::More | Step::Ask(_)) => {}
             Ok(Step::Done(mut transaction)) => {
+                assert_eq!(transaction.len(), told.len() as u64);
                 for told in told.drain(..) {
                     let found = transaction.next_content().expect("the spill file is there").expect("it was told");
                     let found = match found {
@@ -77,6 +98,47 @@ fn transactions(mut bytes: &[u8], memory_max: usize) -> Vec<Lsn> {
         }
     }
     whole
+}
+
+/// What transactions have done that have not committed, by xid: each with the subtransaction that has done it, and those
+/// that were rolled back.
+#[derive(Default)]
+struct Streamed {
+    block: u32,
+    open: HashMap<u32, Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    told: Vec<(u32, Told)>,
+    rolled_back: HashSet<u32>,
+}
+
+impl Streamed {
+    fn push(&mut self, xid: u32, told: Vec<Told>) {
+        let open = self.open.entry(self.block).or_default();
+        open.told.extend(told.into_iter().map(|told| (xid, told)));
+    }
+
+    /// What is committed by it.
+    fn learn(&mut self, message: &Message<'_>) -> Vec<Told> {
+        match *message {
+            Message::StreamStart { xid, .. } => self.block = xid,
+            Message::StreamAbort { xid, subxid } if xid == subxid => drop(self.open.remove(&xid)),
+            Message::StreamAbort { xid, subxid } => {
+                if let Some(open) = self.open.get_mut(&xid) {
+                    open.rolled_back.insert(subxid);
+                }
+            }
+            Message::StreamCommit { xid, .. } => {
+                let Open { told, rolled_back } = self.open.remove(&xid).unwrap_or_default();
+                let lasting = told.into_iter().filter(|(xid, _)| !rolled_back.contains(xid));
+                return lasting.map(|(_, told)| told).collect();
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
 }
 
 /// Where it stands, the oid of its table, and what it says.

@@ -127,6 +127,9 @@ pub struct SourceConfig {
     #[serde(default, deserialize_with = "some_size")]
     #[schemars(schema_with = "schema::size")]
     pub decoding_work_mem: Option<ByteSize>,
+    /// Large transactions are read while they are open, and wait here for their commit instead of on the server's disk.
+    #[serde(default)]
+    pub streaming: bool,
 }
 
 /// `sink`.

@@ -10,6 +10,7 @@ pub mod session;
 pub mod frame;
 pub mod pgoutput;
 pub mod assemble;
+mod streamed;
 pub mod stream;
 mod catalog;
 pub mod tables;
@@ -39,7 +40,7 @@ use std::{
 
 use catalog::Control;
 use fault::{Fault, Sorted};
-use session::{Greeting, Purpose};
+use session::{Greeting, Purpose, Wishes};
 use tokio::time::timeout;
 use tracing::info;
 use url::Target;
@@ -157,10 +158,11 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
         let publications = plan.names;
         let mut greeting = ends.greeting(&control).await.map_err(|error| again(replication, error))?;
         replication.let_in();
+        let wishes = Wishes { messages: config.wants_messages(), open_transactions: config.source.streaming };
         let start = async {
             let system = greeting.identify().await?;
             Ok::<_, SourceError>((
-                greeting.start(&slot, &publications, config.wants_messages(), control.clone(), ends.clone()).await?,
+                greeting.start(&slot, &publications, wishes, control.clone(), ends.clone()).await?,
                 system,
             ))
         };

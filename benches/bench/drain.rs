@@ -188,13 +188,14 @@ fn prepare<'a>(backlog: &Backlog<'a>, reader: Reader, round: usize, at: usize) -
 /// A config of a pipeline.
 fn config(backlog: &Backlog<'_>, lane: &Lane<'_>) -> String {
     let Backlog { shape, servers, db, .. } = backlog;
-    let Reader { kind, memory, tls } = lane.reader;
+    let Reader { kind, memory, streamed, tls } = lane.reader;
     let tables = shape.table_names();
     let tables: Vec<_> = tables.iter().map(String::as_str).collect();
     let url = format!("{}?sslmode={}", db.url, if tls { "require" } else { "disable" });
     let text = program::config(&lane.name, &url, servers.broker.address(), &tables);
     let text = text.replace("delivery: exactly_once", &format!("{APPEND_TIME}, delivery: {}", kind.delivery()));
     let text = if memory { text.replace("source: {", "source: { decoding_work_mem: 512MB,") } else { text };
+    let text = if streamed { text.replace("source: {", "source: { streaming: true,") } else { text };
     let (ends, changes) = text.split_once("changes:").expect("it has changes");
     let ways_out = match kind {
         Kind::Events => shape.events.replace("NAME", &lane.name),

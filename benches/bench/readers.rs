@@ -13,6 +13,9 @@ pub(crate) struct Reader {
     /// 512 MB for `logical_decoding_work_mem`, asked for by the session; else the server's 64 MB.
     #[serde(default, skip_serializing_if = "is_not")]
     pub(crate) memory: bool,
+    /// `source.streaming`: it is read before it commits.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub(crate) streamed: bool,
     /// `sslmode=require`.
     #[serde(default, skip_serializing_if = "is_not")]
     pub(crate) tls: bool,
@@ -104,16 +107,13 @@ impl Kind {
 
 impl Reader {
     pub(crate) const fn of(kind: Kind) -> Reader {
-        Reader { kind, memory: false, tls: false }
+        Reader { kind, memory: false, streamed: false, tls: false }
     }
 
     /// For people.
     pub(crate) fn title(self) -> String {
-        let with = match (self.memory, self.tls) {
-            (true, _) => ", 512 MB",
-            (_, true) => ", TLS",
-            _ => "",
-        };
+        let with = [(self.memory, ", 512 MB"), (self.streamed, ", streamed"), (self.tls, ", TLS")];
+        let with: String = with.into_iter().filter_map(|(has, with)| has.then_some(with)).collect();
         format!("{}{with}", self.kind.title())
     }
 }
@@ -131,7 +131,10 @@ pub(crate) fn of(shape: &Shape, asked: &[Kind]) -> Vec<Reader> {
     };
     let usual = asked.iter().filter(|kind| has_sense(kind)).map(|kind| Reader::of(*kind));
     let larger = asked.iter().filter(|kind| shape.is_single() && (kind.is_changes() || matches!(kind, Best | Events)));
-    usual.chain(larger.map(|kind| Reader { memory: true, ..Reader::of(*kind) })).collect()
+    let larger = larger.map(|kind| Reader { memory: true, ..Reader::of(*kind) });
+    let streamed = asked.iter().filter(|kind| shape.is_single() && **kind == ChangesExactlyOnce);
+    let streamed = streamed.map(|kind| Reader { streamed: true, ..Reader::of(*kind) });
+    usual.chain(larger).chain(streamed).collect()
 }
 
 /// Whether others' programs take part.

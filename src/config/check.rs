@@ -55,6 +55,11 @@ pub(super) fn check(config: &Config, tree: &Node) -> Result<(), Flaw> {
             "`source.decoding_work_mem` must be at least 64KiB, as Postgres asks".into(),
         );
     }
+    if config.source.streaming && (config.wants_messages() || !config.ignore_origin.is_empty()) {
+        let said = "`source.streaming` does not go with `messages`, `context`, `outbox.prefix` or `ignore_origin`: of an open \
+                    transaction Postgres says neither its origin nor which savepoint a message belongs to";
+        return refuse(&["source", "streaming"], said.into());
+    }
     for (index, column) in config.source.omit_columns.iter().enumerate() {
         let parts: Vec<_> = column.split('.').collect();
         if parts.len() != 3 || parts.iter().any(|part| part.is_empty()) {

@@ -449,6 +449,12 @@ fn what_cannot_work_is_refused() {
         "source:\n  decoding_work_mem: 1KiB",
         "c.yaml:3:22: `source.decoding_work_mem` must be at least 64KiB, as Postgres asks",
     );
+    refuses(
+        "source:",
+        "ignore_origin: [mirror]\nsource:\n  streaming: true",
+        "c.yaml:4:14: `source.streaming` does not go with `messages`, `context`, `outbox.prefix` or `ignore_origin`: of an \
+         open transaction Postgres says neither its origin nor which savepoint a message belongs to",
+    );
     refuses("name: shop", "name: shop\nlimits: { memory: 8MB }", "c.yaml:2:19: `limits.memory` must be at least 8MiB");
     refuses(
         "name: shop",

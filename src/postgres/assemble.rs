@@ -1,7 +1,8 @@
 //! `Message`s -> `Transaction`. Pure, but for the spill file of a transaction that is too large for memory.
 //!
 //! It remembers each table's shape from the Relation messages; what only the catalog knows (the order of a key, types
-//! that are not built in) it asks for, once per shape, and waits.
+//! that are not built in) it asks for, once per shape, and waits. Of a transaction that is told before its commit
+//! (`streamed.rs`) it asks then, since nobody else sees earlier what that has done to a table.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,6 +17,7 @@ use crate::{
     lsn::Lsn,
     postgres::{
         pgoutput::{DecodeError, Message, Relation},
+        streamed::Streamed,
         wire::{Question, TableFacts},
     },
     transaction::{Spill, SpillError, Transaction},
@@ -57,18 +59,43 @@ pub struct Assembler {
     /// By oid: tables whose rows the mapping is to see under whatever name.
     held: Vec<u32>,
     spill: Spill,
-    /// By oid; `None` for a table that nobody asked for.
-    tables: HashMap<u32, Option<Arc<Table>>>,
+    /// `limits.spill`; `spill` has what is left of it by the transactions that have not committed.
+    file_max: u64,
+    /// By oid.
+    tables: HashMap<u32, Known>,
     /// Names of types that are not built in, by oid, as (schema, name).
     types: HashMap<u32, (String, String)>,
     /// A shape that waits for what the catalog says.
     asked: Option<Shape>,
     versions: u64,
+    /// Counts the Relation messages.
+    told: u64,
     /// The transaction that is open, and what its Begin said.
     open: Option<Open>,
     /// Where the last commit ended.
     last_end: Lsn,
     spare: Option<Transaction>,
+    /// By xid: transactions that are told and have not committed.
+    streamed: HashMap<u32, Streamed>,
+    /// Whose block is open.
+    block: Option<u32>,
+    /// One of them that has committed, until the catalog has said what it says of its tables.
+    closing: Option<Closing>,
+}
+
+/// What rows of a table are read by.
+struct Known {
+    /// When its Relation message came, of all of them.
+    told: u64,
+    /// `None` for a table that nobody asked for.
+    table: Option<Arc<Table>>,
+}
+
+struct Closing {
+    commit: Commit,
+    streamed: Streamed,
+    /// Of its shapes, in their order: what they are now that the catalog was asked.
+    tables: Vec<Option<Arc<Table>>>,
 }
 
 struct Open {
@@ -78,14 +105,16 @@ struct Open {
 }
 
 /// A Relation message, kept.
-struct Shape {
-    oid: u32,
+#[derive(Clone, PartialEq)]
+pub(super) struct Shape {
+    pub(super) oid: u32,
     schema: String,
     name: String,
     identity: Identity,
     columns: Vec<ShapeColumn>,
 }
 
+#[derive(Clone, PartialEq)]
 struct ShapeColumn {
     identity: bool,
     name: String,
@@ -187,6 +216,16 @@ pub enum AssembleError {
         /// `schema.table`.
         table: String,
     },
+    /// Blocks of transactions that have not committed do not fit together.
+    #[error("{what} of transaction {xid}, {why}")]
+    Block {
+        /// What.
+        what: &'static str,
+        /// The transaction, or the one whose block is open.
+        xid: u32,
+        /// What does not fit.
+        why: &'static str,
+    },
     /// Too large for memory, and the spill file fails.
     #[error(transparent)]
     Spill(#[from] SpillError),
@@ -203,20 +242,35 @@ impl Assembler {
         Self {
             wanted,
             held: Vec::new(),
+            file_max: spill.file_max,
             spill,
             tables: HashMap::new(),
             types: HashMap::new(),
             asked: None,
             versions: 0,
+            told: 0,
             open: None,
             last_end: Lsn::INVALID,
             spare: None,
+            streamed: HashMap::new(),
+            block: None,
+            closing: None,
         }
     }
 
     /// Whether a transaction is open, so that the server's position says nothing of what is done.
     pub fn is_open(&self) -> bool {
-        self.open.is_some()
+        self.open.is_some() || self.is_in_block() || self.is_closing()
+    }
+
+    /// Whether the next message stands in a block of a transaction that has not committed: `push_in_block` takes it.
+    pub fn is_in_block(&self) -> bool {
+        self.block.is_some()
+    }
+
+    /// Whether a commit waits for what the catalog says: `close` goes on with it, before the next message.
+    pub fn is_closing(&self) -> bool {
+        self.closing.is_some()
     }
 
     /// Takes a transaction back for its buffer.
@@ -245,6 +299,7 @@ impl Assembler {
             Message::Begin { commit, xid, .. } => self.begin(commit, xid)?,
             Message::Commit { commit, end, time } => return self.commit(commit, end, time),
             Message::Relation(relation) => {
+                self.told += 1;
                 let shape = self.asked.insert(Shape::of(&relation));
                 return Ok(Step::Ask(shape.question()));
             }
@@ -259,23 +314,149 @@ impl Assembler {
             Message::Logical { transactional, lsn, prefix, content } => {
                 return self.message(&LogicalMessage { lsn, transactional, prefix, content });
             }
+            Message::StreamStart { xid, first } => self.begin_block(xid, first)?,
+            Message::StreamStop => return Err(AssembleError::Outside { what: "a STREAM STOP" }),
+            Message::StreamCommit { xid, commit, end, time } => {
+                return self.commit_streamed(Commit { xid, lsn: commit, end, time });
+            }
+            // One of which nothing was told leaves nothing to forget.
+            Message::StreamAbort { xid, subxid } if xid == subxid => {
+                self.streamed.remove(&xid);
+                self.leave_room();
+            }
+            Message::StreamAbort { xid, subxid } => {
+                if let Some(streamed) = self.streamed.get_mut(&xid) {
+                    streamed.roll_back(subxid);
+                }
+            }
+        }
+        Ok(Step::More)
+    }
+
+    /// Takes the next message, when a block is open: what the subtransaction `xid` has done.
+    pub fn push_in_block(&mut self, lsn: Lsn, xid: u32, message: Message<'_>) -> Result<Step, AssembleError> {
+        let Some(of) = self.block else { return Err(AssembleError::Outside { what: "a streamed message" }) };
+        let streamed = self.streamed.get_mut(&of).expect("it was there when its block began");
+        self.told += u64::from(matches!(message, Message::Relation(_)));
+        match message {
+            Message::StreamStop => {
+                let parked = streamed.park(&self.spill);
+                self.together(parked)?;
+                self.block = None;
+                self.leave_room();
+            }
+            message => {
+                let pushed = streamed.push(of, self.told, lsn, xid, message, &self.spill)?;
+                self.together(pushed)?;
+            }
         }
         Ok(Step::More)
     }
 
     /// Completes the shape that `push` asked about.
     pub fn answer(&mut self, facts: TableFacts) {
+        if let Some(mut closing) = self.closing.take() {
+            if let Some((_, shape)) = closing.streamed.shapes.get(closing.tables.len()) {
+                closing.tables.push(self.complete(shape.clone(), &facts, &closing.streamed.types));
+            }
+            self.closing = Some(closing);
+            return;
+        }
         let Some(shape) = self.asked.take() else { return };
+        let oid = shape.oid;
+        let types = std::mem::take(&mut self.types);
+        let table = self.complete(shape, &facts, &types);
+        self.types = types;
+        self.tables.insert(oid, Known { told: self.told, table });
+    }
+
+    /// Goes on with a commit that waits for what the catalog says.
+    pub fn close(&mut self) -> Result<Step, AssembleError> {
+        let Some(closing) = &self.closing else { return Ok(Step::More) };
+        if let Some((_, shape)) = closing.streamed.shapes.get(closing.tables.len()) {
+            return Ok(Step::Ask(shape.question()));
+        }
+        let Closing { commit, streamed, tables } = self.closing.take().expect("it was just looked at");
+        for (&oid, &place) in &streamed.now {
+            let (told, table) = (streamed.shapes[place as usize].0, &tables[place as usize]);
+            // The server tells a shape no more that it has told in a transaction which has committed since; nor what it has told of
+            // others later.
+            if self.tables.get(&oid).is_none_or(|known| known.told < told) {
+                self.tables.insert(oid, Known { told, table: table.clone() });
+            }
+        }
+        let mut transaction = streamed.whole(tables);
+        transaction.commit = commit;
+        self.last_end = commit.end;
+        self.leave_room();
+        transaction.rewind(&self.spill)?;
+        let failed = |cause| SpillError::Io { dir: self.spill.dir.clone(), cause };
+        match transaction.recount().map_err(failed)? {
+            Some(table) => Err(AssembleError::Orphan { table: format!("{}.{}", table.schema, table.name) }),
+            None => Ok(Step::Done(transaction)),
+        }
+    }
+
+    fn complete(
+        &mut self,
+        shape: Shape,
+        facts: &TableFacts,
+        types: &HashMap<u32, (String, String)>,
+    ) -> Option<Arc<Table>> {
         let ancestors = (!facts.gone).then_some(facts.ancestors.as_slice());
         let mut asked = (self.wanted.table)(&shape.schema, &shape.name, ancestors);
-        let oid = shape.oid;
         let is_held = |oid: &u32| self.held.contains(oid);
-        asked.mapping |= is_held(&oid) || facts.ancestors.iter().any(|above| is_held(&above.oid));
-        let table = asked.is_any().then(|| {
+        asked.mapping |= is_held(&shape.oid) || facts.ancestors.iter().any(|above| is_held(&above.oid));
+        asked.is_any().then(|| {
             self.versions += 1;
-            Arc::new(shape.complete(self.versions, asked, &facts, &self.types))
-        });
-        self.tables.insert(oid, table);
+            Arc::new(shape.complete(self.versions, asked, facts, types))
+        })
+    }
+
+    fn begin_block(&mut self, xid: u32, first: bool) -> Result<(), AssembleError> {
+        let unfit = |why| Err(AssembleError::Block { what: "a block", xid, why });
+        match self.streamed.contains_key(&xid) {
+            _ if self.open.is_some() => return unfit("inside another transaction"),
+            true if first => return unfit("the first of it, after others"),
+            false if !first => return unfit("which no first one came before"),
+            true => {}
+            false => drop(self.streamed.insert(xid, Streamed::default())),
+        }
+        self.block = Some(xid);
+        self.leave_room();
+        Ok(())
+    }
+
+    fn commit_streamed(&mut self, commit: Commit) -> Result<Step, AssembleError> {
+        let Commit { xid, lsn, end, .. } = commit;
+        let unfit = |why| AssembleError::Block { what: "the commit", xid, why };
+        if self.open.is_some() {
+            return Err(unfit("inside another transaction"));
+        }
+        let mut streamed = self.streamed.remove(&xid).ok_or_else(|| unfit("of which no block was told"))?;
+        self.in_order(lsn, end)?;
+        if let Some(fault) = streamed.take_fault() {
+            return Err(fault);
+        }
+        self.closing = Some(Closing { commit, streamed, tables: Vec::new() });
+        self.close()
+    }
+
+    /// Transactions that have not committed leave others, and each other, less room for files.
+    fn leave_room(&mut self) {
+        let others = self.streamed.iter().filter(|(xid, _)| Some(**xid) != self.block);
+        let taken: u64 = others.map(|(_, streamed)| streamed.file_bytes()).sum();
+        self.spill.file_max = self.file_max.saturating_sub(taken);
+    }
+
+    /// What is too large by itself, or only with others.
+    fn together<T>(&self, written: Result<T, SpillError>) -> Result<T, AssembleError> {
+        written.map_err(|error| match error {
+            SpillError::TooLarge { .. } if self.spill.file_max < self.file_max => {
+                SpillError::TooLargeTogether { max: self.file_max }.into()
+            }
+            error => error.into(),
+        })
     }
 
     fn begin(&mut self, commit: Lsn, xid: u32) -> Result<(), AssembleError> {
@@ -294,13 +475,19 @@ impl Assembler {
         if commit != begin {
             return Err(AssembleError::Mismatch { commit, begin });
         }
-        if commit < self.last_end || end <= commit {
-            return Err(AssembleError::Backwards { commit, end, last_end: self.last_end });
-        }
+        self.in_order(commit, end)?;
         self.last_end = end;
         transaction.commit = Commit { xid, lsn: commit, end, time };
-        transaction.rewind(&self.spill)?;
+        let rewound = transaction.rewind(&self.spill);
+        self.together(rewound)?;
         Ok(Step::Done(transaction))
+    }
+
+    fn in_order(&self, commit: Lsn, end: Lsn) -> Result<(), AssembleError> {
+        match commit < self.last_end || end <= commit {
+            true => Err(AssembleError::Backwards { commit, end, last_end: self.last_end }),
+            false => Ok(()),
+        }
     }
 
     fn message(&mut self, message: &LogicalMessage<'_>) -> Result<Step, AssembleError> {
@@ -347,37 +534,41 @@ impl Assembler {
 
     fn change(&mut self, lsn: Lsn, oid: u32, what: &'static str, op: Op<'_>) -> Result<(), AssembleError> {
         let open = self.open.as_mut().ok_or(AssembleError::Outside { what })?;
-        let Some(table) = self.tables.get(&oid).ok_or(AssembleError::UnknownTable { oid })? else { return Ok(()) };
+        let known = self.tables.get(&oid).ok_or(AssembleError::UnknownTable { oid })?;
+        let Some(table) = &known.table else { return Ok(()) };
         if table.asked.orphan {
             return Err(AssembleError::Orphan { table: format!("{}.{}", table.schema, table.name) });
         }
-        let fits = |row: Row<'_>| match usize::from(row.columns) == table.columns.len() {
-            true => Ok(()),
-            false => Err(AssembleError::Width {
-                table: format!("{}.{}", table.schema, table.name),
-                values: row.columns,
-                columns: table.columns.len(),
-            }),
-        };
-        let fits_old = |old: Old<'_>| match old {
-            Old::Identity(row) | Old::Full(row) => fits(row),
-        };
-        match op {
-            Op::Insert { new } => fits(new)?,
-            Op::Update { old, new } => {
-                old.map_or(Ok(()), fits_old)?;
-                fits(new)?;
-            }
-            Op::Delete { old } => fits_old(old)?,
-            Op::Truncate => {}
-        }
-        open.transaction.push(table, lsn, op, &self.spill)?;
-        Ok(())
+        fits(op, &table.schema, &table.name, table.columns.len())?;
+        let pushed = open.transaction.push(table, lsn, op, &self.spill);
+        self.together(pushed)
+    }
+}
+
+/// Whether rows have as many values as their table has columns.
+fn fits(op: Op<'_>, schema: &str, name: &str, columns: usize) -> Result<(), AssembleError> {
+    let fits = |row: Row<'_>| match usize::from(row.columns) == columns {
+        true => Ok(()),
+        false => Err(AssembleError::Width { table: format!("{schema}.{name}"), values: row.columns, columns }),
+    };
+    let fits_old = |old: Old<'_>| match old {
+        Old::Identity(row) | Old::Full(row) => fits(row),
+    };
+    match op {
+        Op::Insert { new } => fits(new),
+        Op::Update { old, new } => old.map_or(Ok(()), fits_old).and_then(|()| fits(new)),
+        Op::Delete { old } => fits_old(old),
+        Op::Truncate => Ok(()),
     }
 }
 
 impl Shape {
-    fn of(relation: &Relation<'_>) -> Self {
+    /// Whether rows of the table have this shape.
+    pub(super) fn fits(&self, op: Op<'_>) -> Result<(), AssembleError> {
+        fits(op, &self.schema, &self.name, self.columns.len())
+    }
+
+    pub(super) fn of(relation: &Relation<'_>) -> Self {
         let columns = relation.columns.iter().map(|c| ShapeColumn {
             identity: c.identity,
             name: c.name.into(),
@@ -644,7 +835,7 @@ mod tests {
         let mut assembler = assembler(1 << 20);
         let mut key_of = |identity: u8, columns: &[(bool, &str, u32, i32)], facts: TableFacts| {
             tell(&mut assembler, &compose::relation(1, "", "t", identity, columns), facts);
-            let table = assembler.tables[&1].clone().unwrap();
+            let table = assembler.tables[&1].table.clone().unwrap();
             assert_eq!(table.schema, "pg_catalog");
             names(&table).join(",")
         };
@@ -681,7 +872,7 @@ mod tests {
             &compose::relation(1, "public", "t", b'n', &columns),
             TableFacts { types, ..TableFacts::default() },
         );
-        let table = assembler.tables[&1].clone().unwrap();
+        let table = assembler.tables[&1].table.clone().unwrap();
         assert_eq!((&table.columns[0].ty, table.columns[0].modifier), (&Type::NUMERIC, -1));
         assert!(matches!(table.columns[1].ty.kind(), Kind::Enum(_)));
         assert_eq!((&table.columns[2].ty, table.columns[2].modifier), (&Type::NUMERIC, 655_366));
@@ -703,7 +894,7 @@ mod tests {
         for (oid, facts) in (1..).zip(tables) {
             tell(&mut assembler, &compose::relation(oid, "public", "t", b'd', COLUMNS), facts);
         }
-        let asked = (1..=5).filter_map(|oid| Some((oid, assembler.tables[&oid].as_ref()?.asked)));
+        let asked = (1..=5).filter_map(|oid| Some((oid, assembler.tables[&oid].table.as_ref()?.asked)));
         let held = Asked { mapping: true, ..Asked::NOBODY };
         assert_eq!(asked.collect::<Vec<_>>(), [(1, Asked::CHANGES), (3, held), (4, held)]);
     }
@@ -751,10 +942,197 @@ mod tests {
         }
     }
 
+    /// The messages of a block of transaction `of`, each with the subtransaction that it is of.
+    fn block(
+        assembler: &mut Assembler,
+        of: u32,
+        first: bool,
+        lsn: u64,
+        messages: &[(u32, Vec<u8>)],
+    ) -> Result<(), AssembleError> {
+        push(assembler, 0, &compose::stream_start(of, first))?;
+        for ((xid, message), lsn) in messages.iter().zip(lsn..) {
+            let bytes = compose::by(*xid, message);
+            let (xid, message) = pgoutput::decode_in_block(&bytes)?;
+            assert!(matches!(assembler.push_in_block(Lsn(lsn), xid, message)?, Step::More));
+        }
+        let (xid, stop) = pgoutput::decode_in_block(b"E")?;
+        assembler.push_in_block(Lsn(0), xid, stop).map(drop)
+    }
+
+    /// Commits it, and gives what the catalog is asked.
+    fn commit_streamed(
+        assembler: &mut Assembler,
+        of: u32,
+        commit: u64,
+    ) -> Result<(Transaction, Vec<Question>), AssembleError> {
+        let mut questions = Vec::new();
+        let mut step = push(assembler, commit, &compose::stream_commit(of, Lsn(commit), Lsn(commit + 8), 9))?;
+        loop {
+            match step {
+                Step::Done(transaction) => return Ok((transaction, questions)),
+                Step::Ask(question) => questions.push(question),
+                Step::More => panic!("it is committed"),
+            }
+            assert!(assembler.is_open() && assembler.is_closing());
+            assembler.answer(TableFacts::default());
+            step = assembler.close()?;
+        }
+    }
+
+    fn lsns(transaction: &mut Transaction) -> Vec<u64> {
+        let mut lsns = Vec::new();
+        while let Some(content) = transaction.next_content().unwrap() {
+            let Content::Row(change) = content else { panic!("{content:?}") };
+            lsns.push(change.lsn.0);
+        }
+        lsns
+    }
+
+    fn relation(oid: u32, name: &str) -> Vec<u8> {
+        compose::relation(oid, "public", name, b'd', COLUMNS)
+    }
+
+    #[test]
+    fn what_is_told_before_the_commit_is_given_at_it_without_what_was_rolled_back() {
+        for memory_max in [0, 100, 1 << 20] {
+            let mut assembler = assembler(memory_max);
+            let insert = || compose::insert(1, ROW);
+            let truncate = compose::truncate(&[1, 2], 0);
+            // 3 is the transaction, 4 and 5 are subtransactions, 5 within 4.
+            let first =
+                [(3, relation(1, "t")), (3, insert()), (4, insert()), (5, insert()), (4, insert()), (3, insert())];
+            block(&mut assembler, 3, true, 10, &first).unwrap();
+            assert!(!assembler.is_open(), "what the server says between two blocks is progress");
+            // Another one in between, whole, and one that is rolled back.
+            tell(&mut assembler, &relation(1, "t"), TableFacts::default());
+            push(&mut assembler, 0, &compose::begin(Lsn(50), 9, 9)).unwrap();
+            push(&mut assembler, 30, &insert()).unwrap();
+            let Step::Done(mut small) = push(&mut assembler, 50, &compose::commit(Lsn(50), Lsn(58), 9)).unwrap() else {
+                panic!("it is whole");
+            };
+            assert_eq!(lsns(&mut small), [30]);
+            block(&mut assembler, 8, true, 60, &[(8, relation(1, "t")), (8, insert())]).unwrap();
+            push(&mut assembler, 0, &compose::stream_abort(3, 5)).unwrap();
+            push(&mut assembler, 0, &compose::stream_abort(8, 8)).unwrap();
+            let second = [(4, insert()), (6, relation(2, "unwanted")), (6, compose::insert(2, ROW)), (6, truncate)];
+            block(&mut assembler, 3, false, 70, &second).unwrap();
+            push(&mut assembler, 0, &compose::stream_abort(3, 7)).unwrap();
+            let (mut transaction, questions) = commit_streamed(&mut assembler, 3, 90).unwrap();
+            assert_eq!(transaction.commit, Commit { xid: 3, lsn: Lsn(90), end: Lsn(98), time: 9 });
+            assert_eq!(questions.iter().map(|question| question.table).collect::<Vec<_>>(), [1, 2], "then, once each");
+            assert_eq!(transaction.len(), 6);
+            assert_eq!(lsns(&mut transaction), [11, 12, 14, 15, 70, 73]);
+            transaction.read_again().unwrap();
+            assert_eq!(lsns(&mut transaction).len(), 6);
+            assembler.recycle(transaction);
+            assert!(!assembler.is_open() && assembler.streamed.is_empty());
+            let error = commit_streamed(&mut assembler, 8, 99).unwrap_err().to_string();
+            assert_eq!(error, "the commit of transaction 8, of which no block was told", "it was rolled back");
+        }
+    }
+
+    #[test]
+    fn a_shape_of_an_open_transaction_is_its_own_until_it_commits() {
+        let mut assembler = assembler(1 << 20);
+        let two = compose::relation(1, "public", "t", b'd', &COLUMNS[..2]);
+        let small = |assembler: &mut Assembler, at: u64, row: &[Cell<'_>]| {
+            push(assembler, 0, &compose::begin(Lsn(at), 9, 9))?;
+            push(assembler, 0, &compose::insert(1, row))?;
+            push(assembler, at, &compose::commit(Lsn(at), Lsn(at + 8), 9)).map(drop)
+        };
+        block(&mut assembler, 3, true, 10, &[(3, relation(1, "t")), (3, compose::insert(1, ROW))]).unwrap();
+        assert!(small(&mut assembler, 20, ROW).unwrap_err().to_string().contains("no Relation message"));
+        assembler.open = None;
+        tell(&mut assembler, &two, TableFacts::default());
+        small(&mut assembler, 30, &ROW[..2]).unwrap();
+        // 4 tells the newest, and is rolled back; 3 has told an older one than the others have.
+        block(&mut assembler, 4, true, 40, &[(4, relation(1, "t"))]).unwrap();
+        push(&mut assembler, 0, &compose::stream_abort(4, 4)).unwrap();
+        small(&mut assembler, 50, &ROW[..2]).unwrap();
+        let (mut transaction, _) = commit_streamed(&mut assembler, 3, 60).unwrap();
+        assert_eq!(row(&mut transaction).table.columns.len(), 3);
+        small(&mut assembler, 70, &ROW[..2]).unwrap();
+        // What is told last holds for others from its commit on.
+        block(&mut assembler, 5, true, 80, &[(5, relation(1, "t"))]).unwrap();
+        small(&mut assembler, 90, &ROW[..2]).unwrap();
+        commit_streamed(&mut assembler, 5, 100).unwrap();
+        small(&mut assembler, 110, ROW).unwrap();
+    }
+
+    #[test]
+    fn what_does_not_fit_counts_when_it_is_committed() {
+        let two = compose::insert(1, &ROW[..2]);
+        let told = |rolled_back: bool| {
+            let mut assembler = assembler(1 << 20);
+            let messages = [(3, relation(1, "t")), (4, two.clone()), (3, compose::insert(1, ROW))];
+            block(&mut assembler, 3, true, 10, &messages).unwrap();
+            if rolled_back {
+                push(&mut assembler, 0, &compose::stream_abort(3, 4)).unwrap();
+            }
+            commit_streamed(&mut assembler, 3, 60).map(|(mut transaction, _)| lsns(&mut transaction))
+        };
+        assert_eq!(told(true).unwrap(), [12]);
+        assert_eq!(told(false).unwrap_err().to_string(), "a row of public.t with 2 values for 3 columns");
+    }
+
+    #[test]
+    fn blocks_that_do_not_fit_together_are_refused() {
+        let refused = |assembler: &mut Assembler, bytes: &[u8]| push(assembler, 0, bytes).unwrap_err().to_string();
+        let mut none = assembler(100);
+        assert_eq!(
+            refused(&mut none, &compose::stream_start(3, false)),
+            "a block of transaction 3, which no first one came before"
+        );
+        assert_eq!(refused(&mut none, &compose::stream_stop()), "a STREAM STOP outside a transaction");
+        block(&mut none, 3, true, 0, &[]).unwrap();
+        assert_eq!(
+            refused(&mut none, &compose::stream_start(3, true)),
+            "a block of transaction 3, the first of it, after others"
+        );
+        let message = compose::logical(true, Lsn(9), "audit", b"");
+        assert_eq!(
+            block(&mut none, 3, false, 0, &[(3, message)]).unwrap_err().to_string(),
+            "a message of transaction 3, inside a block"
+        );
+        let mut open = assembler(100);
+        block(&mut open, 3, true, 0, &[]).unwrap();
+        push(&mut open, 0, &compose::begin(Lsn(50), 0, 9)).unwrap();
+        assert_eq!(
+            refused(&mut open, &compose::stream_start(4, true)),
+            "a block of transaction 4, inside another transaction"
+        );
+        assert_eq!(
+            refused(&mut open, &compose::stream_commit(3, Lsn(60), Lsn(68), 0)),
+            "the commit of transaction 3, inside another transaction"
+        );
+    }
+
+    #[test]
+    fn transactions_that_have_not_committed_share_one_limit_and_leave_memory_between_blocks() {
+        let mut assembler = assembler(1 << 20);
+        let rows = |of: u32| [vec![(of, relation(1, "t"))], vec![(of, compose::insert(1, ROW)); 80]].concat();
+        block(&mut assembler, 3, true, 0, &rows(3)).unwrap();
+        let bytes = assembler.streamed[&3].file_bytes();
+        assert!((3_000..5_000).contains(&bytes), "{bytes} bytes in the file");
+        block(&mut assembler, 4, true, 0, &rows(4)).unwrap();
+        let error = block(&mut assembler, 5, true, 0, &rows(5)).unwrap_err().to_string();
+        assert!(error.starts_with("hold transactions of more than 10000 bytes, of which some"), "{error}");
+        // What is forgotten leaves room again.
+        let mut again = super::tests::assembler(1 << 20);
+        for of in 3..9 {
+            block(&mut again, of, true, 0, &rows(of)).unwrap();
+            push(&mut again, 0, &compose::stream_abort(of, of)).unwrap();
+        }
+        block(&mut again, 9, true, 0, &rows(9)).unwrap();
+        assert_eq!(commit_streamed(&mut again, 9, 60).unwrap().0.len(), 80);
+        assert_eq!(again.spill.file_max, 10_000);
+    }
+
     #[test]
     fn a_spill_file_has_a_limit_and_an_address() {
         let mut too_small = assembler(100);
-        too_small.spill.file_max = 200;
+        (too_small.spill.file_max, too_small.file_max) = (200, 200);
         let mut nowhere = assembler(100);
         nowhere.spill.dir = "/nonexistent".into();
         for (mut assembler, words) in [(too_small, "raise limits.spill"), (nowhere, "data_dir must be writable")] {

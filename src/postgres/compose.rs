@@ -120,6 +120,35 @@ pub(crate) fn logical(transactional: bool, end: Lsn, prefix: &str, content: &[u8
     out
 }
 
+/// The same message, in a block, by the subtransaction `xid`.
+pub(crate) fn by(xid: u32, message: &[u8]) -> Vec<u8> {
+    let mut out = message.to_vec();
+    out.splice(1..1, xid.to_be_bytes());
+    out
+}
+
+pub(crate) fn stream_start(xid: u32, first: bool) -> Vec<u8> {
+    let mut out = by(xid, b"S");
+    out.push(first.into());
+    out
+}
+
+pub(crate) fn stream_stop() -> Vec<u8> {
+    b"E".to_vec()
+}
+
+pub(crate) fn stream_commit(xid: u32, begin: Lsn, end: Lsn, time: Micros) -> Vec<u8> {
+    let mut out = by(xid, &commit(begin, end, time));
+    out[0] = b'c';
+    out
+}
+
+pub(crate) fn stream_abort(xid: u32, subxid: u32) -> Vec<u8> {
+    let mut out = by(xid, b"A");
+    out.extend(subxid.to_be_bytes());
+    out
+}
+
 fn row(out: &mut Vec<u8>, kind: u8, cells: &[Cell<'_>]) {
     out.push(kind);
     out.extend((cells.len() as u16).to_be_bytes());

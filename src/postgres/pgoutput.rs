@@ -1,7 +1,7 @@
 //! WAL payload -> `Message`. Pure.
 //!
-//! pgoutput's protocol 1, as "Logical Replication Message Formats" in Postgres' manual has it. The decoder is total:
-//! what is short, long, unknown or contradicts itself is an error, never skipped and never guessed.
+//! pgoutput's protocol 1, and what protocol 2 adds to it, as "Logical Replication Message Formats" in Postgres' manual has it.
+//! The decoder is total: what is short, long, unknown or contradicts itself is an error, never skipped and never guessed.
 
 use crate::{
     change::{Identity, Micros, Old, Row},
@@ -91,6 +91,33 @@ pub enum Message<'a> {
         /// Its content.
         content: &'a [u8],
     },
+    /// A block of what a transaction has done begins, which has not committed yet.
+    StreamStart {
+        /// The transaction's id.
+        xid: u32,
+        /// It is the transaction's first one.
+        first: bool,
+    },
+    /// The block ends.
+    StreamStop,
+    /// A transaction that was told in blocks is committed.
+    StreamCommit {
+        /// Its id.
+        xid: u32,
+        /// Where the commit record starts.
+        commit: Lsn,
+        /// Where it ends.
+        end: Lsn,
+        /// When it was committed.
+        time: Micros,
+    },
+    /// A transaction that was told in blocks, or a subtransaction of it, is rolled back.
+    StreamAbort {
+        /// The transaction's id.
+        xid: u32,
+        /// What is rolled back: the same for all of it.
+        subxid: u32,
+    },
 }
 
 /// A table's shape, as the stream tells it before the table's first row and after each change of it.
@@ -132,7 +159,7 @@ impl Oids<'_> {
     }
 }
 
-/// A payload is not a message of pgoutput's protocol 1.
+/// A payload is not a message of pgoutput's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// It ends before its last field.
@@ -151,7 +178,7 @@ pub enum DecodeError {
         /// How many.
         bytes: usize,
     },
-    /// Its tag is not one of protocol 1's.
+    /// Its tag is not one of the plugin's.
     #[error("a pgoutput message of unknown kind {0:#04x}")]
     UnknownMessage(u8),
     /// A field holds what it cannot.
@@ -174,43 +201,20 @@ pub enum DecodeError {
     },
 }
 
-/// Reads one message; the whole payload must be it.
+/// Reads one message that stands outside blocks; the whole payload must be it.
 pub fn decode(payload: &[u8]) -> Result<Message<'_>, DecodeError> {
-    let (&tag, rest) = payload.split_first().ok_or(DecodeError::Short { message: '?', field: "kind" })?;
-    let mut wire = Wire { message: tag as char, rest };
-    let message = match tag {
-        b'I' => Message::Insert { table: wire.u32("table")?, new: wire.new_row()? },
-        b'U' => {
-            let table = wire.u32("table")?;
-            let old = match wire.peek("kind of row")? {
-                b'K' | b'O' => Some(wire.old_row()?),
-                _ => None,
-            };
-            Message::Update { table, old, new: wire.new_row()? }
-        }
-        b'D' => Message::Delete { table: wire.u32("table")?, old: wire.old_row()? },
-        b'B' => {
-            Message::Begin { commit: wire.lsn("commit LSN")?, time: wire.time("commit time")?, xid: wire.u32("xid")? }
-        }
-        b'C' => {
-            wire.expect("flags", 0)?;
-            Message::Commit {
-                commit: wire.lsn("commit LSN")?,
-                end: wire.lsn("end LSN")?,
-                time: wire.time("commit time")?,
-            }
-        }
-        b'O' => Message::Origin { commit: wire.lsn("origin LSN")?, name: wire.text("origin name")? },
-        b'R' => Message::Relation(wire.relation()?),
-        b'Y' => Message::Type { oid: wire.u32("oid")?, schema: wire.text("schema")?, name: wire.text("type name")? },
-        b'T' => wire.truncate()?,
-        b'M' => wire.logical()?,
-        _ => return Err(DecodeError::UnknownMessage(tag)),
+    let (tag, mut wire) = Wire::of(payload)?;
+    wire.message(tag)
+}
+
+/// Reads one message that stands in a block, and the id of the subtransaction that it is of; 0 where it does not say.
+pub fn decode_in_block(payload: &[u8]) -> Result<(u32, Message<'_>), DecodeError> {
+    let (tag, mut wire) = Wire::of(payload)?;
+    let xid = match tag {
+        b'I' | b'U' | b'D' | b'T' | b'R' | b'Y' | b'M' => wire.u32("xid")?,
+        _ => 0,
     };
-    match wire.rest.len() {
-        0 => Ok(message),
-        bytes => Err(DecodeError::Long { message: tag as char, bytes }),
-    }
+    Ok((xid, wire.message(tag)?))
 }
 
 /// What is left of a message.
@@ -220,6 +224,72 @@ struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
+    /// A message's tag, and what follows it.
+    fn of(payload: &'a [u8]) -> Result<(u8, Self), DecodeError> {
+        let (&tag, rest) = payload.split_first().ok_or(DecodeError::Short { message: '?', field: "kind" })?;
+        Ok((tag, Self { message: tag as char, rest }))
+    }
+
+    /// The rest of a message, which must be all of it.
+    fn message(&mut self, tag: u8) -> Result<Message<'a>, DecodeError> {
+        let message = match tag {
+            b'I' => Message::Insert { table: self.u32("table")?, new: self.new_row()? },
+            b'U' => {
+                let table = self.u32("table")?;
+                let old = match self.peek("kind of row")? {
+                    b'K' | b'O' => Some(self.old_row()?),
+                    _ => None,
+                };
+                Message::Update { table, old, new: self.new_row()? }
+            }
+            b'D' => Message::Delete { table: self.u32("table")?, old: self.old_row()? },
+            b'B' => Message::Begin {
+                commit: self.lsn("commit LSN")?,
+                time: self.time("commit time")?,
+                xid: self.u32("xid")?,
+            },
+            b'C' => {
+                self.expect("flags", 0)?;
+                Message::Commit {
+                    commit: self.lsn("commit LSN")?,
+                    end: self.lsn("end LSN")?,
+                    time: self.time("commit time")?,
+                }
+            }
+            b'O' => Message::Origin { commit: self.lsn("origin LSN")?, name: self.text("origin name")? },
+            b'R' => Message::Relation(self.relation()?),
+            b'Y' => {
+                Message::Type { oid: self.u32("oid")?, schema: self.text("schema")?, name: self.text("type name")? }
+            }
+            b'T' => self.truncate()?,
+            b'M' => self.logical()?,
+            b'S' => {
+                let xid = self.u32("xid")?;
+                match self.u8("flags")? {
+                    flags @ 0..=1 => Message::StreamStart { xid, first: flags == 1 },
+                    flags => return Err(self.wrong("flags", flags.into())),
+                }
+            }
+            b'E' => Message::StreamStop,
+            b'c' => {
+                let xid = self.u32("xid")?;
+                self.expect("flags", 0)?;
+                Message::StreamCommit {
+                    xid,
+                    commit: self.lsn("commit LSN")?,
+                    end: self.lsn("end LSN")?,
+                    time: self.time("commit time")?,
+                }
+            }
+            b'A' => Message::StreamAbort { xid: self.u32("xid")?, subxid: self.u32("subxid")? },
+            _ => return Err(DecodeError::UnknownMessage(tag)),
+        };
+        match self.rest.len() {
+            0 => Ok(message),
+            bytes => Err(DecodeError::Long { message: tag as char, bytes }),
+        }
+    }
+
     fn bytes<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
         let (bytes, rest) =
             self.rest.split_first_chunk::<N>().ok_or(DecodeError::Short { message: self.message, field })?;
@@ -393,6 +463,10 @@ mod tests {
             compose::delete(1, b'O', OLD),
             compose::truncate(&[1, 2], 3),
             compose::logical(true, Lsn(6), "ctx", b"abc"),
+            compose::stream_start(3, true),
+            compose::stream_stop(),
+            compose::stream_commit(3, Lsn(7), Lsn(9), 11),
+            compose::stream_abort(3, 4),
         ]
     }
 
@@ -419,8 +493,28 @@ mod tests {
                     assert_eq!(tables.iter().collect::<Vec<_>>(), [1, 2]);
                 }
                 (b'M', Message::Logical { transactional: true, lsn: Lsn(6), prefix: "ctx", content: b"abc" }) => {}
+                (b'S', Message::StreamStart { xid: 3, first: true }) | (b'E', Message::StreamStop) => {}
+                (b'c', Message::StreamCommit { xid: 3, commit: Lsn(7), end: Lsn(9), time: 11 }) => {}
+                (b'A', Message::StreamAbort { xid: 3, subxid: 4 }) => {}
                 (tag, message) => panic!("{} became {message:?}", tag as char),
             }
+        }
+    }
+
+    #[test]
+    fn in_a_block_messages_say_whose_they_are() {
+        for bytes in messages() {
+            let message = decode(&bytes).unwrap();
+            let (xid, in_block) = match bytes[0] {
+                b'B' | b'C' | b'O' | b'S' | b'E' | b'c' | b'A' => (0, bytes.clone()),
+                _ => (7, compose::by(7, &bytes)),
+            };
+            assert_eq!(decode_in_block(&in_block), Ok((xid, message)));
+            for len in 0..in_block.len() {
+                assert!(matches!(decode_in_block(&in_block[..len]), Err(DecodeError::Short { .. })), "{in_block:?}");
+            }
+            let long = [in_block.as_slice(), b"x"].concat();
+            assert!(matches!(decode_in_block(&long), Err(DecodeError::Long { bytes: 1, .. })), "{in_block:?}");
         }
     }
 
@@ -445,6 +539,8 @@ mod tests {
             error => panic!("{error}"),
         };
         refuse(b"C\x01", "flags");
+        refuse(b"S\0\0\0\x01\x02", "flags");
+        refuse(b"c\0\0\0\x01\x01", "flags");
         refuse(b"U\0\0\0\x01X", "kind of row");
         refuse(b"D\0\0\0\x01N", "kind of row");
         refuse(b"I\0\0\0\x01N\0\x01b", "kind of value");
@@ -452,17 +548,18 @@ mod tests {
         refuse(&compose::relation(1, "public", "t", b'x', &[]), "replica identity");
         refuse(b"R\0\0\0\x01\xff\0", "schema");
         refuse(&compose::truncate(&[], 4), "options");
-        assert_eq!(decode(b"S"), Err(DecodeError::UnknownMessage(b'S')));
+        assert_eq!(decode(b"z"), Err(DecodeError::UnknownMessage(b'z')));
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
             let _ = decode(&bytes);
+            let _ = decode_in_block(&bytes);
         }
 
         #[test]
-        fn no_flipped_byte_panics_or_reads_outside(which in 0usize..13, at: usize, value: u8) {
+        fn no_flipped_byte_panics_or_reads_outside(which in 0usize..17, at: usize, value: u8) {
             let mut bytes = messages().swap_remove(which);
             let at = at % bytes.len();
             bytes[at] = value;

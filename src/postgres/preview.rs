@@ -2,7 +2,11 @@
 
 use tokio::time::timeout;
 
-use super::{Ends, fault::Fault, session::Session};
+use super::{
+    Ends,
+    fault::Fault,
+    session::{Session, Wishes},
+};
 use crate::{config::Config, lsn::Lsn, mapping::catalog::Catalog, source::SourceError};
 
 /// What the preview streams.
@@ -37,12 +41,11 @@ pub async fn preview(config: &Config) -> Result<Preview, SourceError> {
     // By process and pipeline: several may look at a time.
     let slot = format!("offshoot_preview_{}_{}", std::process::id(), config.name);
     let slot = &slot[..slot.len().min(IDENTIFIER_LEN_MAX)];
+    // Its slot begins now, and what it shows is committed.
+    let wishes = Wishes { messages: config.wants_messages(), open_transactions: false };
     let start = async {
         let from = greeting.create_temporary_slot(slot).await?;
-        Ok::<_, SourceError>((
-            from,
-            greeting.start(slot, &plan.names, config.wants_messages(), control.clone(), ends.clone()).await?,
-        ))
+        Ok::<_, SourceError>((from, greeting.start(slot, &plan.names, wishes, control.clone(), ends.clone()).await?))
     };
     let late = || Fault::StartTimeout { slot: slot.into(), seconds: super::START_TIMEOUT.as_secs() }.passing();
     let (from, session) = timeout(super::START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late()))?;

@@ -325,16 +325,17 @@ impl Greeting {
         mut self,
         slot: &str,
         publications: &[String],
-        messages: bool,
+        wishes: Wishes,
         control: Control,
         ends: Ends,
     ) -> Result<Session, SourceError> {
         let names = publications.iter().map(|name| quote_identifier(name)).collect::<Vec<_>>().join(",");
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}'{})",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 ({}, publication_names '{}'{})",
             quote_identifier(slot),
+            if wishes.open_transactions { "proto_version '2', streaming 'on'" } else { "proto_version '1'" },
             names.replace('\'', "''"),
-            if messages { ", messages 'true'" } else { "" }
+            if wishes.messages { ", messages 'true'" } else { "" }
         );
         let mut out = BytesMut::new();
         frontend::query(&command, &mut out).map_err(|error| self.impossible(error))?;
@@ -445,6 +446,15 @@ impl Greeting {
     fn impossible(&self, error: io::Error) -> SourceError {
         Fault::Protocol { address: self.who.address.clone(), what: error.to_string() }.refused()
     }
+}
+
+/// What a session is to be told beside row changes that are committed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wishes {
+    /// What `pg_logical_emit_message` writes.
+    pub(crate) messages: bool,
+    /// What large transactions do before they commit.
+    pub(crate) open_transactions: bool,
 }
 
 /// The replication connection, streaming.

@@ -91,6 +91,21 @@ impl<W: Wire> PostgresSource<W> {
         Ok(Some(load))
     }
 
+    fn take(&mut self, step: Result<Step, Reason>) -> Result<Option<Item>, SourceError> {
+        match step.map_err(|reason| self.fault(reason))? {
+            Step::More => {}
+            Step::Ask(question) => self.asked = Some(question),
+            Step::Done(mut transaction) => {
+                if transaction.commit.xid == 0 {
+                    // The log does not say when a message was written that stands alone.
+                    transaction.commit.time = (self.clock)();
+                }
+                return Ok(Some(Item::Transaction(transaction)));
+            }
+        }
+        Ok(None)
+    }
+
     fn fault(&self, reason: Reason) -> SourceError {
         match reason {
             Reason::Assemble(AssembleError::Spill(error)) => SourceError::Spill(error),
@@ -119,9 +134,12 @@ impl<W: Wire> Source for PostgresSource<W> {
                 None => pending().await,
             }
         };
+        let closing = assembler.is_closing();
         let stream = async {
             match (asked.as_ref(), *paused) {
                 (_, true) => pending().await,
+                // `next` goes on with it, whether or not more comes.
+                (None, false) if closing => Ok(None),
                 (None, false) => wire.readable().await.map(|()| None),
                 (Some(question), false) => wire.facts(question).await.map(Some),
             }
@@ -153,13 +171,27 @@ impl<W: Wire> Source for PostgresSource<W> {
             return Ok(Some(Item::Load(load)));
         }
         while self.asked.is_none() && !self.paused {
+            if self.assembler.is_closing() {
+                let step = self.assembler.close();
+                if let Some(item) = self.take(step.map_err(Reason::from))? {
+                    return Ok(Some(item));
+                }
+                continue;
+            }
             let Some(payload) = self.wire.payload()? else { return Ok(None) };
             // The error is made apart from `self`, which the payload borrows.
             let step = match Frame::decode(payload) {
                 Ok(Frame::Wal { start, message, .. }) => {
                     self.lsn = if start == Lsn::INVALID { self.lsn } else { start };
-                    let message = pgoutput::decode(message).map_err(AssembleError::from);
-                    message.and_then(|message| self.assembler.push(start, message)).map_err(Reason::from)
+                    let assembler = &mut self.assembler;
+                    let step = if assembler.is_in_block() {
+                        let message = pgoutput::decode_in_block(message).map_err(AssembleError::from);
+                        message.and_then(|(xid, message)| assembler.push_in_block(start, xid, message))
+                    } else {
+                        let message = pgoutput::decode(message).map_err(AssembleError::from);
+                        message.and_then(|message| assembler.push(start, message))
+                    };
+                    step.map_err(Reason::from)
                 }
                 Ok(Frame::Keepalive { server, reply }) => {
                     self.status_wanted |= reply;
@@ -171,16 +203,8 @@ impl<W: Wire> Source for PostgresSource<W> {
                 }
                 Err(error) => Err(error.into()),
             };
-            match step.map_err(|reason| self.fault(reason))? {
-                Step::More => {}
-                Step::Ask(question) => self.asked = Some(question),
-                Step::Done(mut transaction) => {
-                    if transaction.commit.xid == 0 {
-                        // The log does not say when a message was written that stands alone.
-                        transaction.commit.time = (self.clock)();
-                    }
-                    return Ok(Some(Item::Transaction(transaction)));
-                }
+            if let Some(item) = self.take(step)? {
+                return Ok(Some(item));
             }
         }
         Ok(None)

@@ -56,7 +56,7 @@ fn config(url: &str) -> Config {
 }
 
 /// The walk from a wire to records, up to the last row of the script.
-async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
+pub(crate) async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
     let config = config("postgres://localhost/golden");
     let patterns = Patterns::compile(&config, &[]).unwrap();
     let wanted = Wanted {
@@ -72,6 +72,9 @@ async fn records(wire: impl Wire, database: &str, memory_max: usize) -> String {
     let mut batch = RecordBatch::default();
     while !text.contains(END) {
         source.ready().await.unwrap();
+        if source.status_wanted() {
+            source.confirm(Lsn::INVALID).await.unwrap();
+        }
         while let Some(item) = source.next().unwrap() {
             let Item::Transaction(mut transaction) = item else { continue };
             assert_eq!(outlets.begin(&transaction, 1, false).unwrap(), Leaves::Yes);

@@ -64,6 +64,7 @@ const PURE: &[&str] = &[
     "postgres/frame.rs",
     "postgres/pgoutput.rs",
     "postgres/assemble.rs",
+    "postgres/streamed.rs",
     "postgres/copied.rs",
     "event.rs",
     "mapping.rs",

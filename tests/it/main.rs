@@ -17,6 +17,7 @@ mod debezium;
 mod ways_out;
 mod schema_changes;
 mod golden;
+mod streamed;
 mod guarantees;
 mod fuzz_corpora;
 mod memory;
