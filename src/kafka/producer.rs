@@ -684,6 +684,9 @@ impl Worker {
     /// Fences off whoever published before, and reads how far it came. Blocks: there is nothing else to do.
     fn take_over(&mut self, reader: Option<Box<Reader>>) -> Result<Option<Progress>, SinkError> {
         if self.transaction.is_some() {
+            // Only to be connected: librdkafka looks for the coordinator at once and then each half a second, whether a broker can be asked
+            // or not. What answers here is no broker of the first addresses, which it leaves as soon as it knows the others.
+            let _ = self.producer.client().fetch_watermarks(&self.progress_topic, 0, TRANSACTION_STEP);
             while let Err(error) = transaction::init(&self.producer, TRANSACTION_STEP) {
                 if !error.retriable {
                     return Err(self.why_transaction("take over from whoever published before", error));
