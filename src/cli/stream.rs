@@ -62,12 +62,14 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
     let admissions = Admissions::default();
     let untold = Cell::new(None);
     let attempt = async || {
-        let first = attempt(config, metrics, &warned, &admissions, &shutdown, &untold).await;
+        // In a box, and only while it lasts: what waits for it would hold it twice, on the stack of the main thread.
+        let run = || Box::pin(attempt(config, metrics, &warned, &admissions, &shutdown, &untold));
+        let first = run().await;
         let attempt = match (&first.result, untold.get()) {
             // What was sent with it was given up with it: once more, and this time what comes before it is committed first.
             (Err(Error::Encode { .. } | Error::Record { .. }), Some(commit)) if delivery == Delivery::ExactlyOnce => {
                 info!(%commit, "a transaction cannot be told; what comes before it is published first");
-                attempt(config, metrics, &warned, &admissions, &shutdown, &untold).await
+                run().await
             }
             _ => first,
         };
