@@ -152,8 +152,7 @@ pub async fn connect<E: From<SourceError>>(config: &Config, begin: &Start<'_, E>
     asked.let_in();
     let slot = config.slot();
     loop {
-        let (plan, confirmed, catalog) = control.prepare(config, begin).await?;
-        let server = control.server().await?;
+        let (server, plan, confirmed, catalog) = control.prepare(config, begin).await?;
         let watch = Watch::new(control.clone(), config, server.version_num, &plan, catalog.clone());
         let publications = plan.names;
         let mut greeting = ends.greeting(&control).await.map_err(|error| again(replication, error))?;

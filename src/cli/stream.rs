@@ -1,7 +1,7 @@
 //! Config -> attempts: both ends connected and the loop run, again and again until it ends for good.
 
 use std::{
-    cell::{Cell, OnceCell},
+    cell::{Cell, OnceCell, RefCell},
     convert::Infallible,
     future::pending,
     sync::Arc,
@@ -21,7 +21,7 @@ use crate::{
     change::Micros,
     config::{Config, Delivery, SlotWalAction},
     exit::Exit,
-    kafka::{self, producer::KafkaSink},
+    kafka::{self, producer::KafkaSink, progress::Reader},
     ledger::Ledger,
     lsn::Lsn,
     mapping::{catalog::Catalog, rules::Rules},
@@ -35,6 +35,7 @@ use crate::{
     },
     progress::{self, Found, Gap, Origin, Progress, Reached},
     replica::Replica,
+    sink::Sink,
     source::SourceError,
     supervisor::{self, Attempt},
     telemetry::{Metrics, State},
@@ -64,12 +65,14 @@ pub async fn stream(config: &Config, metrics: &Metrics, shutdown: CancellationTo
     let admissions = Admissions::default();
     let untold = Cell::new(None);
     let attempt = async || {
-        let first = attempt(config, metrics, &warned, &admissions, &shutdown, &untold).await;
+        // In a box, and only while it lasts: what waits for it would hold it twice, on the stack of the main thread.
+        let run = || Box::pin(attempt(config, metrics, &warned, &admissions, &shutdown, &untold));
+        let first = run().await;
         let attempt = match (&first.result, untold.get()) {
             // What was sent with it was given up with it: once more, and this time what comes before it is committed first.
             (Err(Error::Encode { .. } | Error::Record { .. }), Some(commit)) if delivery == Delivery::ExactlyOnce => {
                 info!(%commit, "a transaction cannot be told; what comes before it is published first");
-                attempt(config, metrics, &warned, &admissions, &shutdown, &untold).await
+                run().await
             }
             _ => first,
         };
@@ -142,16 +145,42 @@ async fn attempt(
 
 type Connected<'a> = Pipeline<'a, PostgresSource<postgres::Session>, KafkaSink>;
 
-/// Whether to begin, with a slot that has confirmed so much or that is still to be made: by what Kafka knows of us.
+/// What each part of what takes memory may take.
+fn memory_part(config: &Config) -> usize {
+    (config.limits.memory.as_u64() / MEMORY_PARTS) as usize
+}
+
+/// Whether to begin, with a slot that has confirmed so much or that is still to be made: by what Kafka knows of us. Gives the sink, which
+/// connects while Postgres is asked on; it publishes nothing, and fences nobody off, before it takes over.
 async fn permit(
     config: &Config,
     admission: &Arc<Admission>,
     slot: Option<Lsn>,
     server: postgres::Server,
+) -> Result<KafkaSink, Error> {
+    let kafka = &config.sink.kafka;
+    let (progress, reader) = Reader::connect(kafka, &config.name, admission)?.committed().await?;
+    if let Err(error) = may_begin(config, progress.as_ref(), slot, server).await {
+        reader.close().await;
+        return Err(error);
+    }
+    let sink = KafkaSink::connect(kafka, &config.name, memory_part(config), admission)?;
+    if progress.is_none() {
+        // Whoever has found no topic may not see at once that it has been made.
+        reader.close().await;
+        return Ok(sink);
+    }
+    Ok(sink.reading_with(reader))
+}
+
+/// Holds what Kafka knows of us against slot and server, and writes that it begins where Kafka knows nothing.
+async fn may_begin(
+    config: &Config,
+    progress: Option<&Progress>,
+    slot: Option<Lsn>,
+    server: postgres::Server,
 ) -> Result<(), Error> {
     let lost = |gap: Gap| Error::Source(SourceError::SlotLost(Box::new(gap)));
-    let kafka = &config.sink.kafka;
-    let progress = kafka::progress::read(kafka, &config.name, admission).await?;
     let log = server.log().await?;
     let origin = Origin {
         system_identifier: log.system_identifier.unwrap_or_default(),
@@ -159,26 +188,43 @@ async fn permit(
         slot: config.slot(),
     };
     if !origin.system_identifier.is_empty() {
-        progress::same_system(progress.as_ref(), &origin).map_err(lost)?;
+        progress::same_system(progress, &origin).map_err(lost)?;
     }
     if log.timeline.is_some() {
-        progress::not_moved_back(progress.as_ref(), origin.timeline, log.end_of_log).map_err(lost)?;
+        progress::not_moved_back(progress, origin.timeline, log.end_of_log).map_err(lost)?;
     }
-    progress::may_begin(progress.as_ref(), slot, &origin.slot).map_err(lost)?;
-    if let (Some(Progress { reached: Reached::Creating, time, .. }), None) = (&progress, slot) {
+    progress::may_begin(progress, slot, &origin.slot).map_err(lost)?;
+    if let (Some(Progress { reached: Reached::Creating, time, .. }), None) = (progress, slot) {
         let since = progress::date(*time);
         info!(%since, "it was to begin then and has published nothing, and has no slot: it begins with what is committed from now on");
     }
     if progress.is_none() {
         // So that a slot which is there without a word of ours is another's, or of a progress topic that was lost.
         let first = Progress::creating(1, origin, config.fingerprint(), now());
-        kafka::progress::write_first(kafka, &config.name, first).await?;
+        kafka::progress::write_first(&config.sink.kafka, &config.name, first).await?;
     }
     Ok(())
 }
 
-/// Takes the slot, then starts the producer.
+/// Takes the slot, for a producer that has not taken over yet.
 async fn connect<'a>(
+    config: &Config,
+    metrics: &'a Metrics,
+    warned: &Warned,
+    admissions: &Admissions,
+) -> Result<(Connected<'a>, Watch), Error> {
+    let sink = RefCell::new(None);
+    let connected = connect_with(&sink, config, metrics, warned, admissions).await;
+    // It is closed in good order, for the process may end now.
+    let unused = sink.take();
+    if let Some(sink) = unused {
+        sink.close().await;
+    }
+    connected
+}
+
+async fn connect_with<'a>(
+    sink: &RefCell<Option<KafkaSink>>,
     config: &Config,
     metrics: &'a Metrics,
     warned: &Warned,
@@ -191,6 +237,8 @@ async fn connect<'a>(
         admissions: &admissions.source,
         held: admissions.held(),
         waiting: &|| {
+            // By the time the slot is free, what it has logged in with may have been replaced.
+            sink.take();
             metrics.set_state(State::WaitingForSlot);
             waits.notify_one();
         },
@@ -201,7 +249,10 @@ async fn connect<'a>(
             compiled.set(catalog.map(|catalog| rules(config, catalog)).transpose()?);
             Ok(())
         },
-        permit: &|slot, server| Box::pin(permit(config, &admissions.sink, slot, server)),
+        permit: &|slot, server| {
+            let permitted = permit(config, &admissions.sink, slot, server);
+            Box::pin(async move { permitted.await.map(|connecting| drop(sink.replace(Some(connecting)))) })
+        },
     };
     let (session, prepared) = tokio::select! {
         biased;
@@ -209,7 +260,6 @@ async fn connect<'a>(
         // It lets go of the copy on disk when it ends here.
         never = stand_by(config, metrics, warned, admissions, &waits) => match never {},
     };
-    let kafka = &config.sink.kafka;
     let found = Found {
         origin: Origin {
             system_identifier: prepared.system_identifier,
@@ -221,9 +271,8 @@ async fn connect<'a>(
         end_of_log: prepared.end_of_log,
         fingerprint: config.fingerprint(),
     };
-    let memory = config.limits.memory.as_u64() / MEMORY_PARTS;
-    let spill =
-        Spill { dir: config.data_dir.clone(), memory_max: memory as usize, file_max: config.limits.spill.as_u64() };
+    let memory = memory_part(config);
+    let spill = Spill { dir: config.data_dir.clone(), memory_max: memory, file_max: config.limits.spill.as_u64() };
     let patterns = patterns(config, prepared.catalog.as_ref()).map_err(misfit)?;
     let mut outlets = outlets(config, &prepared.database).map_err(misfit)?;
     if let Some(catalog) = prepared.catalog {
@@ -244,19 +293,19 @@ async fn connect<'a>(
     );
     let pipeline = Pipeline {
         source,
-        sink: KafkaSink::connect(kafka, &config.name, memory as usize, &admissions.sink)?,
+        sink: sink.take().expect("whoever may begin has one"),
         outlets,
         ledger: Ledger::new(prepared.confirmed),
         found,
         commits: Commits {
-            delivery: kafka.delivery,
-            interval: kafka.commit_interval,
-            events: kafka.commit_events,
+            delivery: config.sink.kafka.delivery,
+            interval: config.sink.kafka.commit_interval,
+            events: config.sink.kafka.commit_events,
             transaction_events_max: config.limits.transaction_events,
         },
         commit_before: None,
         untold: None,
-        in_flight_bytes_max: memory,
+        in_flight_bytes_max: memory as u64,
         clock: now,
         metrics,
     };
@@ -305,9 +354,8 @@ async fn follow(config: &Config, metrics: &Metrics, admissions: &Admissions) -> 
     }
     let mut outlets = with_replica(outlets, config)?;
     let (kafka, admission) = (&config.sink.kafka, &admissions.sink);
-    let buffer = (config.limits.memory.as_u64() / MEMORY_PARTS) as usize;
     // It publishes nothing, and fences nobody off, before it takes over.
-    let mut sink = KafkaSink::connect(kafka, &config.name, buffer, admission)?;
+    let mut sink = KafkaSink::connect(kafka, &config.name, memory_part(config), admission)?;
     info!("follows the replica's topic meanwhile");
     let progress = async || kafka::progress::read(kafka, &config.name, admission).await;
     Err(pipeline::follow(&mut sink, &mut outlets, progress, now, metrics).await)
@@ -387,8 +435,11 @@ async fn watch(
     };
     let mut ticks = tokio::time::interval(WATCH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    for look in 0u64.. {
         ticks.tick().await;
+        if look == 1 {
+            give_memory_back();
+        }
         match watch.look(&begin).await {
             Ok(Some(lagging)) => {
                 metrics.server_lsn.set(lagging.current.0);
@@ -400,6 +451,16 @@ async fn watch(
             // The loop meets the same fault on its own session; here it costs only a number.
             Err(error) => debug!(%error, "the lag is not known"),
         }
+    }
+    unreachable!("numbers do not end")
+}
+
+/// What only the start has needed. Once: under load the next records would take it again.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer, and may be called from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

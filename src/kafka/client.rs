@@ -288,7 +288,8 @@ pub(crate) fn reader_properties(config: &KafkaConfig, name: &str) -> Result<Clie
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "10")
+        // The end of a topic is known only when the broker has waited for more in vain.
+        .set("fetch.wait.max.ms", "3")
         .set("allow.auto.create.topics", "false")
         .set_log_level(RDKafkaLogLevel::Info);
     Ok(properties)
@@ -355,6 +356,8 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
         // A record that fails for good must not be overtaken by later ones of its partition; a transaction fails whole.
         .set("enable.gapless.guarantee", if transactional { "false" } else { "true" })
         .set("allow.auto.create.topics", "false")
+        // A consumer's, which librdkafka heeds of a producer that is asked where a topic ends: also what is not committed counts.
+        .set("isolation.level", "read_uncommitted")
         // The producer's thread bounds what it hands over itself: librdkafka would refuse for ever a record that is
         // larger than its whole queue.
         .set("queue.buffering.max.messages", "0")

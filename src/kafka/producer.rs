@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -36,7 +36,7 @@ use crate::{
         admin, client,
         fault::{self, Fault},
         kept::Keeper,
-        progress::{self, Until},
+        progress::{self, Reader},
         transaction::{self, TransactionError},
     },
     progress::Progress,
@@ -88,13 +88,14 @@ pub struct KafkaSink {
     shared: Arc<Shared>,
     ended: oneshot::Receiver<()>,
     keeper: Keeper,
+    reader: Option<Box<Reader>>,
 }
 
 /// What the loop gives the producer's thread to do, in order.
 #[derive(Debug)]
 enum Work {
-    /// Fence off, and read how far whoever was before us came.
-    TakeOver,
+    /// Fence off, and read how far whoever was before us came, with a reader that is connected already.
+    TakeOver(Option<Box<Reader>>),
     /// Send these; so many of them have been handed to librdkafka.
     Batch(RecordBatch, usize),
     /// Write this progress record, and commit what was sent.
@@ -252,6 +253,7 @@ impl KafkaSink {
             asked,
             answers,
             connection: Connection { admission: admission.clone(), ..Connection::default() },
+            closing: None,
         };
         let ending = Ending(shared.clone());
         let run = move || {
@@ -261,7 +263,13 @@ impl KafkaSink {
             let _ = ended_sender.send(());
         };
         thread::Builder::new().name("kafka".into()).spawn(run).map_err(start)?;
-        Ok(KafkaSink { work, shared, ended, keeper })
+        Ok(KafkaSink { work, shared, ended, keeper, reader: None })
+    }
+
+    /// Progress is read by who has read it before, and need not connect.
+    pub fn reading_with(mut self, reader: Reader) -> KafkaSink {
+        self.reader = Some(Box::new(reader));
+        self
     }
 }
 
@@ -283,7 +291,8 @@ impl Sink for KafkaSink {
     }
 
     async fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
-        self.give(Work::TakeOver)?;
+        let reader = self.reader.take();
+        self.give(Work::TakeOver(reader))?;
         loop {
             {
                 let mut outcome = lock(&self.shared.outcome);
@@ -329,6 +338,9 @@ impl Sink for KafkaSink {
         self.shared.stop();
         if tokio::time::timeout(CLOSE_WAIT, &mut self.ended).await.is_err() {
             warn!("the producer takes long to end; it is left to end by itself");
+        }
+        if let Some(reader) = self.reader.take() {
+            reader.close().await;
         }
     }
 }
@@ -420,7 +432,7 @@ impl ClientContext for Context {
             // Arrive as events too, and are told there, once.
             "FAIL" | "ERROR" | "FATAL" => false,
             // What librdkafka has to say of the properties that we chose is no news.
-            "CONFWARN" => !message.contains("enable.gapless.guarantee"),
+            "CONFWARN" => !["enable.gapless.guarantee", "isolation.level"].iter().any(|ours| message.contains(ours)),
             // Its warnings tell of every step of an outage, one per partition; its errors are few.
             _ => (level as i32) <= RDKafkaLogLevel::Error as i32,
         };
@@ -516,6 +528,8 @@ struct Worker {
     asked: mpsc::Sender<Arc<Topic>>,
     answers: mpsc::Receiver<(String, Result<(), SinkError>)>,
     connection: Connection,
+    /// Whoever has read the progress takes its leave, for which nobody waits but the end.
+    closing: Option<JoinHandle<()>>,
 }
 
 struct KnownTopic {
@@ -561,6 +575,10 @@ impl Worker {
                 debug!(code = %error.code, reason = error.reason, "the open transaction is left to whoever comes next");
             }
         }
+        if let Some(closing) = self.closing.take() {
+            // It has nothing to say.
+            let _ = closing.join();
+        }
         drop(self);
     }
 
@@ -599,9 +617,11 @@ impl Worker {
             }
             match self.waiting.front() {
                 None => return Ok(Turn::Wait),
-                Some(Work::TakeOver) => {
-                    self.waiting.pop_front();
-                    let progress = self.take_over()?;
+                Some(Work::TakeOver(_)) => {
+                    let Some(Work::TakeOver(reader)) = self.waiting.pop_front() else {
+                        unreachable!("it is the front")
+                    };
+                    let progress = self.take_over(reader)?;
                     lock(&self.shared.outcome).taken_over = Some(progress);
                     self.shared.news.notify_one();
                 }
@@ -662,8 +682,11 @@ impl Worker {
     }
 
     /// Fences off whoever published before, and reads how far it came. Blocks: there is nothing else to do.
-    fn take_over(&mut self) -> Result<Option<Progress>, SinkError> {
+    fn take_over(&mut self, reader: Option<Box<Reader>>) -> Result<Option<Progress>, SinkError> {
         if self.transaction.is_some() {
+            // Only to be connected: librdkafka looks for the coordinator at once and then each half a second, whether a broker can be asked
+            // or not. What answers here is no broker of the first addresses, which it leaves as soon as it knows the others.
+            let _ = self.producer.client().fetch_watermarks(&self.progress_topic, 0, TRANSACTION_STEP);
             while let Err(error) = transaction::init(&self.producer, TRANSACTION_STEP) {
                 if !error.retriable {
                     return Err(self.why_transaction("take over from whoever published before", error));
@@ -675,8 +698,13 @@ impl Worker {
             }
             self.connection.answered();
         }
-        let admission = &self.connection.admission;
-        progress::read_until(&self.config, &self.name, Until::End, admission, &self.shared.stop)
+        let reader = match reader {
+            Some(reader) => *reader,
+            None => Reader::connect(&self.config, &self.name, &self.connection.admission)?,
+        };
+        let progress = reader.to_the_end(&self.producer, &self.shared.stop)?;
+        self.closing = thread::Builder::new().name("kafka-closer".into()).spawn(move || drop(reader)).ok();
+        Ok(progress)
     }
 
     /// The transaction before has only just ended.

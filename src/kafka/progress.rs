@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,10 +12,9 @@ use std::{
 
 use rdkafka::{
     Message,
-    config::ClientConfig,
-    consumer::BaseConsumer,
+    consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
-    producer::{BaseProducer, BaseRecord, Producer},
+    producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
 };
 use tracing::info;
 
@@ -25,7 +25,7 @@ use crate::{
         admin, client,
         fault::{self, Fault},
         producer::again,
-        reading::{Heard, Kind, Reading, aside},
+        reading::{Heard, Kind, Reading, STEP, aside},
     },
     progress::{Progress, ProgressError},
     sink::{SinkError, Topic},
@@ -40,15 +40,6 @@ const WRITE_WAIT: Duration = Duration::from_secs(30);
 
 /// What it is to those who read it.
 const OF_PROGRESS: Kind = Kind { what: "progress topic", rights: &["Read", "Write", "Describe", "Create"] };
-
-/// Up to where the topic is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Until {
-    /// What is committed now.
-    Committed,
-    /// Its very end, when nobody else can write any more: what a `read_committed` reader sees may be older for a moment.
-    End,
-}
 
 /// Why the progress topic cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +68,9 @@ pub(crate) fn config_of(config: &KafkaConfig) -> KafkaConfig {
 
 /// Reads the last progress record that is committed; `None` when there is none, or no topic.
 pub async fn read(config: &KafkaConfig, name: &str, admission: &Arc<Admission>) -> Result<Option<Progress>, SinkError> {
-    let (config, name, admission) = (config.clone(), name.to_owned(), admission.clone());
-    aside(move |stop| read_until(&config, &name, Until::Committed, &admission, stop)).await
+    let (progress, reader) = Reader::connect(config, name, admission)?.committed().await?;
+    reader.close().await;
+    Ok(progress)
 }
 
 /// Makes the progress topic if it is not there and writes the first record to it: the slot is about to be made.
@@ -87,36 +79,80 @@ pub async fn write_first(config: &KafkaConfig, name: &str, progress: Progress) -
     aside(move |stop| write(&config, &name, &progress, stop)).await
 }
 
-/// Reads the last progress record; `None` when there is none, or no topic. Blocks.
-pub(crate) fn read_until(
-    config: &KafkaConfig,
-    name: &str,
-    until: Until,
-    admission: &Admission,
-    stop: &AtomicBool,
-) -> Result<Option<Progress>, SinkError> {
-    let topic = topic_name(name);
-    let mut properties = client::reader_properties(config, name).map_err(|e| again(admission, Box::new(e)))?;
-    let reader = |properties: &ClientConfig| {
-        let consumer: Result<BaseConsumer<Heard>, _> = properties.create_with_context(Heard::default());
-        consumer.map_err(|e| SinkError::Refused(Box::new(client::refused_together(&e))))
-    };
-    let committed = reader(&properties)?;
-    let reading = Reading::new(config, &OF_PROGRESS, &topic, admission, stop);
-    if !reading.is_there(&committed)? {
-        return Ok(None);
+/// Who reads the progress topic: one connection, however often it is asked. To drop it takes librdkafka a tenth of a second.
+pub struct Reader {
+    consumer: BaseConsumer<Heard>,
+    config: KafkaConfig,
+    name: String,
+    admission: Arc<Admission>,
+}
+
+impl Reader {
+    /// Begins to connect, and does not wait for it. Fails for properties that cannot be used.
+    pub fn connect(config: &KafkaConfig, name: &str, admission: &Arc<Admission>) -> Result<Reader, SinkError> {
+        let properties = client::reader_properties(config, name).map_err(|e| again(admission, Box::new(e)))?;
+        let consumer = properties.create_with_context(Heard::default());
+        let consumer = consumer.map_err(|e| SinkError::Refused(Box::new(client::refused_together(&e))))?;
+        let (config, name, admission) = (config.clone(), name.to_owned(), admission.clone());
+        Ok(Reader { consumer, config, name, admission })
     }
-    let (low, end) = match until {
-        Until::Committed => reading.offsets(&committed)?,
-        Until::End => reading.offsets(&reader(properties.set("isolation.level", "read_uncommitted"))?)?,
-    };
-    let mut from = (end - TAIL).max(low);
-    loop {
-        let found = last(&reading, &committed, from, end)?;
-        if found.is_some() || from <= low {
-            return Ok(found);
+
+    /// Reads the last record that is committed now; `None` when there is none, or no topic.
+    pub async fn committed(self) -> Result<(Option<Progress>, Reader), SinkError> {
+        aside(move |stop| Ok((self.read(stop, |reading| reading.offsets(&self.consumer))?, self))).await
+    }
+
+    /// Reads up to the topic's very end, when nobody else can write any more: what a `read_committed` reader sees may be older for a
+    /// moment, but a producer of ours sees it. Blocks.
+    pub(crate) fn to_the_end<C: ProducerContext>(
+        &self,
+        producer: &BaseProducer<C>,
+        stop: &AtomicBool,
+    ) -> Result<Option<Progress>, SinkError> {
+        self.read(stop, |reading| {
+            reading.ask(&self.consumer, || producer.client().fetch_watermarks(reading.topic, 0, STEP))
+        })
+    }
+
+    /// The last record before the end that is asked for. Blocks.
+    fn read(
+        &self,
+        stop: &AtomicBool,
+        offsets: impl FnOnce(&Reading<'_>) -> Result<(i64, i64), SinkError>,
+    ) -> Result<Option<Progress>, SinkError> {
+        let topic = topic_name(&self.name);
+        let reading = Reading::new(&self.config, &OF_PROGRESS, &topic, &self.admission, stop);
+        if !reading.is_there(&self.consumer)? {
+            return Ok(None);
         }
-        from = (end - (end - from) * 10).max(low);
+        let (low, end) = offsets(&reading)?;
+        let mut from = (end - TAIL).max(low);
+        let found = loop {
+            let found = last(&reading, &self.consumer, from, end)?;
+            if found.is_some() || from <= low {
+                break found;
+            }
+            from = (end - (end - from) * 10).max(low);
+        };
+        // It may be long until it is asked again. That it goes on to fetch would only cost.
+        let _ = self.consumer.unassign();
+        Ok(found)
+    }
+
+    /// Closes the connection, and waits for that.
+    pub async fn close(self) {
+        // It has nothing to say.
+        let _ = aside(move |_| {
+            drop(self);
+            Ok(())
+        })
+        .await;
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

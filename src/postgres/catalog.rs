@@ -217,8 +217,9 @@ impl Control {
 
     /// Which log the server writes.
     pub(crate) async fn log(&self) -> Result<Log, SourceError> {
-        let (system_identifier, timeline) = (self.system_identifier().await?, self.timeline().await?);
-        Ok(Log { system_identifier, timeline, end_of_log: self.end_of_log().await? })
+        let asked = tokio::try_join!(self.system_identifier(), self.timeline(), self.end_of_log());
+        let (system_identifier, timeline, end_of_log) = asked?;
+        Ok(Log { system_identifier, timeline, end_of_log })
     }
 
     async fn is_standby(&self) -> Result<bool, SourceError> {

@@ -8,7 +8,7 @@ use std::{
 
 use bytesize::ByteSize;
 use postgres_protocol::escape::{escape_identifier, escape_literal};
-use postgres_types::PgLsn;
+use postgres_types::{PgLsn, ToSql};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -227,20 +227,28 @@ impl Control {
 
     /// Our two publications.
     pub(crate) async fn publications(&self, name: &str, version_num: i32) -> Result<Publications, SourceError> {
-        Ok(Publications {
-            rows: self.publication(name, version_num).await?,
-            inserts: self.publication(&inserts_name(name), version_num).await?,
-        })
+        let inserts = inserts_name(name);
+        let asked = tokio::try_join!(self.publication(name, version_num), self.publication(&inserts, version_num));
+        let (rows, inserts) = asked?;
+        Ok(Publications { rows, inserts })
     }
 
     async fn publication(&self, name: &str, version_num: i32) -> Result<Option<Publication>, SourceError> {
-        let rows = self.query(PUBLICATION, &[&name]).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let tables = self.query(PUBLICATION_TABLES, &[&name]).await?;
-        let schemas = match version_num {
-            150_000.. => self.query(PUBLICATION_SCHEMAS, &[&name]).await?,
-            _ => Vec::new(),
+        let parameters: [&(dyn ToSql + Sync); 1] = [&name];
+        let schemas = async {
+            match version_num {
+                150_000.. => self.query(PUBLICATION_SCHEMAS, &parameters).await,
+                _ => Ok(Vec::new()),
+            }
         };
+        // Sent together, answered one after the other.
+        let asked = tokio::try_join!(
+            self.query(PUBLICATION, &parameters),
+            self.query(PUBLICATION_TABLES, &parameters),
+            schemas
+        );
+        let (rows, tables, schemas) = asked?;
+        let Some(row) = rows.first() else { return Ok(None) };
         let operations = ["insert", "update", "delete", "truncate"];
         let comment = row.get::<_, Option<String>>("comment").unwrap_or_default();
         Ok(Some(Publication {
@@ -278,7 +286,7 @@ impl Control {
         &self,
         config: &Config,
         begin: &Start<'_, E>,
-    ) -> Result<(Plan, Lsn, Option<Catalog>), E> {
+    ) -> Result<(ServerFacts, Plan, Lsn, Option<Catalog>), E> {
         let server = self.fitting_server().await?;
         let name = config.slot();
         // First the wait: whoever holds the slot also keeps the publications.
@@ -328,7 +336,7 @@ impl Control {
             None => self.create_slot(&name, &server).await?,
         };
         self.remember(config, server.version_num, &plan).await?;
-        Ok((plan, confirmed, survey.catalog))
+        Ok((server, plan, confirmed, survey.catalog))
     }
 
     /// Writes into the comment of a publication of ours that the slot has been made, and what is published.
