@@ -301,7 +301,7 @@ impl Assembler {
             Message::Relation(relation) => {
                 self.told += 1;
                 let shape = self.asked.insert(Shape::of(&relation));
-                return Ok(Step::Ask(shape.question()));
+                return Ok(Step::Ask(shape.question(self.open.as_ref().map_or(0, |open| open.xid))));
             }
             Message::Type { oid, schema, name } => {
                 self.types.insert(oid, (schema.into(), name.into()));
@@ -374,7 +374,7 @@ impl Assembler {
     pub fn close(&mut self) -> Result<Step, AssembleError> {
         let Some(closing) = &self.closing else { return Ok(Step::More) };
         if let Some((_, shape)) = closing.streamed.shapes.get(closing.tables.len()) {
-            return Ok(Step::Ask(shape.question()));
+            return Ok(Step::Ask(shape.question(closing.commit.xid)));
         }
         let Closing { commit, streamed, tables } = self.closing.take().expect("it was just looked at");
         for (&oid, &place) in &streamed.now {
@@ -584,9 +584,9 @@ impl Shape {
         }
     }
 
-    fn question(&self) -> Question {
+    fn question(&self, xid: u32) -> Question {
         let types = self.columns.iter().map(|c| c.type_oid).filter(|&oid| Type::from_oid(oid).is_none());
-        Question { table: self.oid, types: types.collect() }
+        Question { xid, table: self.oid, types: types.collect() }
     }
 
     fn complete(self, version: u64, asked: Asked, facts: &TableFacts, types: &HashMap<u32, (String, String)>) -> Table {

@@ -3,15 +3,19 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use postgres_types::{Kind, Oid, PgLsn, ToSql, Type};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_postgres::{
     Client, Row,
     config::{ChannelBinding as Binding, SslMode, SslNegotiation},
 };
+use tracing::info;
 
 use super::{
     Log,
@@ -28,6 +32,9 @@ const STATEMENT_TIMEOUT: &str = "30s";
 const LOCK_TIMEOUT: &str = "5s";
 /// As the server's own timeout, with room for the way.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+/// How long the catalog is asked again that does not show a commit yet.
+const SEEN_MAX: Duration = Duration::from_secs(10);
+const SEEN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// An ordinary session beside the replication session: what is asked of the catalog, and the first to hear of a
 /// shutdown.
@@ -227,20 +234,48 @@ impl Control {
         Ok(rows[0].get(0))
     }
 
-    /// What the catalog says of a table and of types.
+    /// What the catalog says of a table and of types, once it shows what the transaction that told of them has done: its commit is in
+    /// the log a moment before others see it, and as long as it waits for a synchronous standby.
     pub(crate) async fn facts(&self, question: &Question) -> Result<TableFacts, SourceError> {
+        let began = Instant::now();
+        let mut waits = false;
+        loop {
+            let (is_seen, facts) = self.facts_now(question).await?;
+            match is_seen {
+                true => return Ok(facts),
+                // The commit may wait for us.
+                false if began.elapsed() >= SEEN_MAX && !facts.gone => return Ok(facts),
+                false if began.elapsed() >= SEEN_MAX => {
+                    let Question { xid, table, .. } = *question;
+                    return Err(Fault::Unseen { xid, table, seconds: SEEN_MAX.as_secs() }.passing());
+                }
+                false => {}
+            }
+            if !std::mem::replace(&mut waits, true) {
+                info!(xid = question.xid, oid = question.table, "waits until the catalog shows what is committed");
+            }
+            sleep(SEEN_INTERVAL).await;
+        }
+    }
+
+    /// The same as the catalog has it now, and whether that shows what the transaction has done.
+    async fn facts_now(&self, question: &Question) -> Result<(bool, TableFacts), SourceError> {
         // Sent together, answered one after the other.
         let (table, types): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
             ([&question.table], [&question.types]);
-        let (table, types) = tokio::try_join!(self.query(TABLE, &table), self.query(TYPES, &types))?;
+        let (snapshot, table, types) =
+            tokio::try_join!(self.query(SNAPSHOT, &[]), self.query(TABLE, &table), self.query(TYPES, &types))?;
+        let is_seen = question.xid == 0 || is_seen(question.xid, snapshot[0].get(0));
         let known = types.iter().map(known_type).collect::<HashMap<_, _>>();
         let types = known.keys().map(|oid| (*oid, resolve(*oid, &known))).collect();
-        let Some(table) = table.first() else { return Ok(TableFacts { gone: true, types, ..TableFacts::default() }) };
+        let Some(table) = table.first() else {
+            return Ok((is_seen, TableFacts { gone: true, types, ..TableFacts::default() }));
+        };
         let names = |column| table.get::<_, Option<Vec<String>>>(column).unwrap_or_default();
         let oids = table.get::<_, Option<Vec<u32>>>("ancestors").unwrap_or_default();
         let ancestors = oids.into_iter().zip(names("ancestor_schemas")).zip(names("ancestor_names"));
         let ancestors = ancestors.map(|((oid, schema), name)| Ancestor { oid, schema, name }).collect();
-        Ok(TableFacts {
+        let facts = TableFacts {
             gone: false,
             schema: table.get("schema"),
             name: table.get("name"),
@@ -250,7 +285,8 @@ impl Control {
             identity_index: names("identity_index"),
             unique: table.get("unique_key"),
             types,
-        })
+        };
+        Ok((is_seen, facts))
     }
 
     /// The server, and our role on it.
@@ -374,6 +410,18 @@ pub(super) fn resolve(oid: Oid, known: &HashMap<Oid, KnownType>) -> TypeFact {
     }
 }
 
+const SNAPSHOT: &str = "SELECT pg_current_snapshot()::text";
+
+/// Whether a transaction that has committed is seen by a snapshot: `xmin:xmax:xip,xip`, with epochs, which the log's numbers do not have.
+fn is_seen(xid: u32, snapshot: &str) -> bool {
+    let mut parts = snapshot.split(':').skip(1);
+    let numbers = parts.next().into_iter().chain(parts.next().into_iter().flat_map(|running| running.split(',')));
+    let mut numbers = numbers.filter_map(|number| number.parse::<u64>().ok()).map(|number| number as u32);
+    // Both are of one time, so the nearer way round says which is older.
+    let is_before_its_end = numbers.next().is_some_and(|end| (xid.wrapping_sub(end) as i32) < 0);
+    is_before_its_end && numbers.all(|running| running != xid)
+}
+
 /// The file that the log is written to has it in its name; the control file may lag behind after a promotion.
 const TIMELINE: &str = "
 SELECT CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END";
@@ -478,6 +526,23 @@ mod tests {
         let known =
             |(oid, name, kind): (Oid, &str, _)| (oid, KnownType { schema: "s".into(), name: name.into(), kind });
         types.into_iter().map(known).collect()
+    }
+
+    #[test]
+    fn a_commit_is_seen_by_snapshots_after_its_end() {
+        for (xid, snapshot, seen) in [
+            (10, "5:11:", true),
+            (10, "5:11:7,9", true),
+            (10, "5:11:7,10", false),
+            (10, "5:10:", false),
+            (12, "5:10:7", false),
+            // Of an epoch, and around its end.
+            (10, "4294967300:4294967310:", true),
+            (u32::MAX, "4294967295:4294967299:", true),
+            (3, "4294967290:4294967295:", false),
+        ] {
+            assert_eq!(is_seen(xid, snapshot), seen, "{xid} by {snapshot}");
+        }
     }
 
     #[test]

@@ -92,6 +92,11 @@ pub(crate) enum Fault {
     Broken { doing: &'static str, address: String, source: io::Error },
     #[error("go on reading from {address}: the server ended the stream")]
     Ended { address: String },
+    #[error(
+        "see in the catalog the table with oid {table}, which transaction {xid} has told of, within {seconds} s: its commit waits, as for a \
+         synchronous standby that is away"
+    )]
+    Unseen { xid: u32, table: u32, seconds: u64 },
     #[error("start to stream from slot {slot} within {seconds} s")]
     StartTimeout { slot: String, seconds: u64 },
     #[error("write to {address} within {seconds} s")]

@@ -37,6 +37,8 @@ pub trait Wire {
 /// What a Relation message leaves open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
+    /// The transaction that told it; 0 when none did.
+    pub xid: u32,
     /// The table's oid.
     pub table: u32,
     /// The types of its columns that are not built in. The row's columns, not the table's: these may be others by now.

@@ -1,6 +1,6 @@
 //! DDL of the application while Offshoot streams, and while it is down: each record has the shape that its row had.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, process::Command, thread, time::Duration};
 
 use serde_json::Value as Json;
 
@@ -27,7 +27,10 @@ struct Walk {
 impl Walk {
     /// Runs `setup`, then starts with a publication that Offshoot makes for `tables`.
     fn start(setup: &str, tables: &str) -> Walk {
-        let db = postgres::shared(Version::V17).create_database();
+        Self::on(postgres::shared(Version::V17).create_database(), setup, tables)
+    }
+
+    fn on(db: Db, setup: &str, tables: &str) -> Walk {
         db.execute(setup);
         let prefix = format!("{}.", kafka::shared().topic_name("schema"));
         let (url, slot, brokers) = (&db.url, &db.name, kafka::shared().address());
@@ -322,4 +325,29 @@ fn rows_of_a_partition_that_is_gone_are_told_as_those_of_its_root() {
         r#"c log_1 {"day":19727,"id":1} {"day":19727,"id":1}"#,
         r#"c log_2 {"day":19758,"id":2} {"day":19758,"id":2}"#,
     ]);
+}
+
+#[test]
+fn a_table_is_asked_about_when_its_commit_can_be_seen() {
+    let server = postgres::private(Version::V17, &[]);
+    let setup = "CREATE TABLE p (a int, b int, PRIMARY KEY (b, a)) PARTITION BY RANGE (a)";
+    let mut walk = Walk::on(server.create_database(), setup, "[public.p]");
+    let configure = |sql: &str| {
+        walk.db.execute(sql);
+        walk.db.execute("SELECT pg_reload_conf()");
+    };
+    // The commit is in the log, and others do not see it as long as it waits.
+    configure("ALTER SYSTEM SET synchronous_standby_names = 'away'");
+    let application = walk.db.connect();
+    let committed = thread::spawn(move || {
+        application.execute(
+            "BEGIN; CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); INSERT INTO p VALUES (1, 2); COMMIT",
+        );
+    });
+    walk.offshoot.wait_log("waits until the catalog shows what is committed", DEADLINE);
+    assert!(!committed.is_finished());
+    configure("ALTER SYSTEM RESET synchronous_standby_names");
+    committed.join().unwrap();
+    walk.expect(&[r#"c p1 {"a":1,"b":2} {"a":1,"b":2}"#]);
+    walk.stop();
 }

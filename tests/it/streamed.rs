@@ -50,6 +50,7 @@ fn read(
             waiting: &|| {},
             accept: &|_, _| Ok(()),
             permit,
+            held: &[],
         };
         let (wire, _) = source::connect(config, &start).await.unwrap();
         streams();
