@@ -40,9 +40,9 @@ pub(super) struct Run {
     files: Arc<Files>,
     file: File,
     len: u64,
-    /// The first keys of blocks, one behind the other; where in them each ends, and where in the file its pair starts.
+    /// The first keys of blocks, one behind the other; where in them each is, and where in the file its pair starts.
     keys: Vec<u8>,
-    blocks: Vec<(usize, u64)>,
+    blocks: Vec<(Range<usize>, u64)>,
 }
 
 /// A run that is being written.
@@ -153,8 +153,9 @@ impl Writer {
         let Self { run, buffer } = self;
         let at = run.len + buffer.len() as u64;
         if run.blocks.last().is_none_or(|(_, block)| at - block >= BLOCK_BYTES) {
+            let start = run.keys.len();
             run.keys.extend_from_slice(key);
-            run.blocks.push((run.keys.len(), at));
+            run.blocks.push((start..run.keys.len(), at));
         }
         // One value is a few rows, each shorter than a CopyData message, whose length has 32 bits.
         buffer.extend_from_slice(&(key.len() as u32).to_ne_bytes());
@@ -220,16 +221,8 @@ impl Run {
 
     /// Where the first pair starts whose key is not below this one.
     fn seek(&self, key: &[u8], window: &mut Window) -> Result<u64, SpillError> {
-        let first = |block: usize| {
-            let start = block.checked_sub(1).map_or(0, |before| self.blocks[before].0);
-            &self.keys[start..self.blocks[block].0]
-        };
-        let (mut low, mut high) = (0, self.blocks.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            if first(middle) < key { low = middle + 1 } else { high = middle }
-        }
-        let mut at = low.checked_sub(1).map_or(0, |block| self.blocks[block].1);
+        let before = self.blocks.partition_point(|(first, _)| &self.keys[first.clone()] < key);
+        let mut at = before.checked_sub(1).map_or(0, |block| self.blocks[block].1);
         while let Some(pair) = self.pair(at, window)?.filter(|pair| pair.key < key) {
             at = pair.next;
         }

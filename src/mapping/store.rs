@@ -134,7 +134,6 @@ impl Store {
         is_of: impl Fn(usize, Pass) -> bool,
         mut refer: impl FnMut(Pass, Visited<'_>, &mut Sorted) -> Result<(), SpillError>,
     ) -> Result<(), MapError> {
-        let passes = if held.is_any() { &Pass::ALL[..] } else { &Pass::ALL[..2] };
         if !self.pieces.is_any() {
             self.net.settle(|table| tables[table].key_len);
         }
@@ -142,7 +141,8 @@ impl Store {
             self.settle_in_file(tables, held, gone)?;
         }
         let Self { net, references, settled, .. } = self;
-        for &pass in passes {
+        let is_any_of = |pass: &Pass| (0..tables.len()).any(|table| is_of(table, *pass));
+        for pass in Pass::ALL.into_iter().filter(is_any_of) {
             match settled {
                 None => {
                     for entry in 0..net.len() {
@@ -200,7 +200,7 @@ impl Store {
             self.pieces.replace(pieces);
         }
         let mut rows = self.pieces.pop().expect("a piece was written");
-        if (0..tables.len()).any(|table| held.is_now(table)) {
+        if held.is_any() {
             rows = completed(&self.files, &rows, tables, held, gone)?;
         }
         let windows = tables.iter().map(|_| Window::default()).collect();

@@ -820,6 +820,19 @@ fn both_changed(was: i32, now: i32) -> [(&'static str, Value); 2] {
     [1, 101].map(|id| changed(id, was, now))
 }
 
+/// Changes both rows of a table, and waits until that is told too.
+fn change_both(
+    walk: &Walk,
+    life: &mut Offshoot,
+    table: &str,
+    (was, now): (i32, i32),
+    told: &mut Vec<(&'static str, Value)>,
+) {
+    walk.db.execute(&format!("UPDATE {table} SET v = {now}"));
+    told.extend(both_changed(was, now));
+    walk.tells(life, told);
+}
+
 #[test]
 fn a_held_root_of_partitions_under_another_name_stops_it_at_its_first_row() {
     let walk = of_parts();
@@ -829,9 +842,7 @@ fn a_held_root_of_partitions_under_another_name_stops_it_at_its_first_row() {
     walk.db.execute(
         "ALTER TABLE low RENAME TO first; ALTER TABLE middle RENAME TO rest; ALTER TABLE high SET SCHEMA aside",
     );
-    walk.db.execute("UPDATE big SET v = 1");
-    told.extend(both_changed(0, 1));
-    walk.tells(&mut life, &told);
+    change_both(&walk, &mut life, "big", (0, 1), &mut told);
     walk.db.execute("ALTER TABLE big RENAME TO large");
     let slot = walk.pipe.slot();
     let pid = || {
@@ -880,9 +891,7 @@ fn a_held_root_that_is_renamed_while_it_is_away_goes_on_under_either_name() {
     walk.db.execute("ALTER TABLE big RENAME TO large; UPDATE large SET v = 2");
     walk.remap_in(&BIG_AGGREGATES.replace("root: big", "root: large"), &[BIG_CHANGED]);
     let mut life = walk.loaded();
-    walk.db.execute("UPDATE large SET v = 3");
-    told.extend(both_changed(2, 3));
-    walk.tells(&mut life, &told);
+    change_both(&walk, &mut life, "large", (2, 3), &mut told);
     walk.settles(life);
 }
 
@@ -892,9 +901,8 @@ fn a_held_root_that_is_published_as_such_stops_it_under_another_name() {
     let publication = walk.pipe.slot();
     walk.db.execute(&format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"));
     let mut life = walk.pipe.ready();
-    walk.db.execute("UPDATE big SET v = 1");
-    let mut told = both_changed(0, 1).to_vec();
-    walk.tells(&mut life, &told);
+    let mut told = Vec::new();
+    change_both(&walk, &mut life, "big", (0, 1), &mut told);
     walk.db.execute("ALTER TABLE big RENAME TO large; ALTER TABLE large ADD COLUMN w int");
     walk.db.execute("UPDATE large SET v = 2");
     ends(life, 7, &["read a row of public.large at ", "that is public.big under another name", "offshoot reload"]);
@@ -903,9 +911,7 @@ fn a_held_root_that_is_published_as_such_stops_it_under_another_name() {
     let (code, said) = walk.pipe.command(&["reload", "--yes"]);
     assert_eq!(code, 0, "{said}");
     let mut life = walk.loaded();
-    walk.db.execute("UPDATE big SET v = 3");
-    told.extend(both_changed(2, 3));
-    walk.tells(&mut life, &told);
+    change_both(&walk, &mut life, "big", (2, 3), &mut told);
     walk.settles(life);
 }
 
@@ -921,9 +927,8 @@ fn a_held_table_that_is_dropped_and_made_anew_stops_it_at_the_new_ones_first_row
         let mut walk = Walk::new(schema, &[]);
         walk.remap_in(BIG_AGGREGATES, &[BIG_CHANGED]);
         let mut life = walk.loaded();
-        walk.db.execute("UPDATE big SET v = 1");
-        let mut told = both_changed(0, 1).to_vec();
-        walk.tells(&mut life, &told);
+        let mut told = Vec::new();
+        change_both(&walk, &mut life, "big", (0, 1), &mut told);
         walk.db.execute(&format!(
             "BEGIN; DROP TABLE big; CREATE TABLE big (id int PRIMARY KEY, v int){partition};
              ALTER PUBLICATION {} ADD TABLE ONLY big; COMMIT",
@@ -936,9 +941,7 @@ fn a_held_table_that_is_dropped_and_made_anew_stops_it_at_the_new_ones_first_row
         assert!(!said.contains("offshoot skip"), "{said}");
         assert_eq!(walk.told(), named(&told));
         let mut life = walk.loaded();
-        walk.db.execute("UPDATE big SET v = 6");
-        told.extend(both_changed(5, 6));
-        walk.tells(&mut life, &told);
+        change_both(&walk, &mut life, "big", (5, 6), &mut told);
         walk.settles(life);
     }
 }
@@ -947,9 +950,8 @@ fn a_held_table_that_is_dropped_and_made_anew_stops_it_at_the_new_ones_first_row
 fn partitions_that_leave_take_their_rows_and_those_that_join_are_known_after_a_reload() {
     let walk = of_parts();
     let mut life = walk.pipe.ready();
-    walk.db.execute("UPDATE big SET v = 1");
-    let mut told = both_changed(0, 1).to_vec();
-    walk.tells(&mut life, &told);
+    let mut told = Vec::new();
+    change_both(&walk, &mut life, "big", (0, 1), &mut told);
     walk.db.execute(
         "ALTER TABLE big DETACH PARTITION low; CREATE TABLE large (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);
          ALTER TABLE large ATTACH PARTITION low FOR VALUES FROM (0) TO (100)",
