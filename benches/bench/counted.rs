@@ -88,21 +88,26 @@ pub(crate) fn memory(pid: u32, name: &str) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
-/// What the kernel has counted on the reading end of a slot's connection, whoever has it.
+/// What the kernel has counted of a slot's connection, whoever reads it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
+    /// On the reading end.
     pub(crate) segments: u64,
     pub(crate) bytes: u64,
+    /// The walsender's processor time.
+    pub(crate) walsender: Duration,
 }
 
 /// By `ss`, which asks the kernel for any connection of this machine; `None` without it, or where the slot is not read over TCP.
 pub(crate) fn received(session: &Session, slot: &str) -> Option<Received> {
-    let port = session.text(&format!(
-        "SELECT client_port FROM pg_stat_replication WHERE pid = (SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}')"
+    let both = session.text(&format!(
+        "SELECT client_port || ' ' || pid FROM pg_stat_replication WHERE pid = (SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}')"
     ));
+    let (port, pid) = both.split_once(' ')?;
+    let walsender = exact_cpu(pid.parse().ok()?);
     let mut command = Command::new("ss");
     command.args(["-tinH", "sport", "=", &format!(":{}", port.parse::<u16>().ok()?)]).stdin(Stdio::null());
     let said = String::from_utf8(command.output().ok()?.stdout).ok()?;
     let field = |name: &str| said.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse().ok());
-    Some(Received { segments: field("data_segs_in:")?, bytes: field("bytes_received:")? })
+    Some(Received { segments: field("data_segs_in:")?, bytes: field("bytes_received:")?, walsender })
 }

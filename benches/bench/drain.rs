@@ -313,7 +313,7 @@ fn read_by_pg_recvlogical(backlog: &Backlog<'_>, lane: &Lane<'_>) -> Turn {
     // The sample is older than the end: of all bytes there are as many more segments. What is not in the pipe is a header a message.
     let received = sample.map(|sample| {
         let all = bytes + backlog.rows * 29;
-        Received { segments: sample.segments * all / sample.bytes.max(1), bytes: all }
+        Received { segments: sample.segments * all / sample.bytes.max(1), bytes: all, ..sample }
     });
     Turn::of(backlog.rows, last - first, last - started).with(cpu, None, received)
 }
@@ -335,12 +335,14 @@ fn publish(backlog: &Backlog<'_>, lane: &Lane<'_>) -> Turn {
     let mut offshoot = start(lane.config.as_ref().expect("it has one"));
     offshoot.wait_ready(program::START_MAX);
     let (streams, cpu_before) = (SystemTime::now(), offshoot.process().cpu_time().expect("it runs"));
+    let kafka_before = broker.cpu_time();
     match kind {
         // Rows that it keeps are acknowledged too: how many of the records are events is not told.
         Kind::EventsWithReplica => wait_confirmed(&mut offshoot, end),
         _ => wait_published(&mut offshoot, records),
     }
     let cpu = offshoot.process().cpu_time().expect("it runs") - cpu_before;
+    let kafka = broker.cpu_time().zip(kafka_before).map(|(now, before)| (now - before).as_secs_f64());
     let (peak, received) = (offshoot.peak_memory(), counted::received(db, &lane.slot()));
     assert!(offshoot.terminate(program::START_MAX).success());
     let topics: Vec<_> = match kind.is_changes() {
@@ -357,7 +359,8 @@ fn publish(backlog: &Backlog<'_>, lane: &Lane<'_>) -> Turn {
     assert_eq!(read, records, "records of {}", lane.name);
     topics.iter().for_each(|topic| broker.delete_topic(topic));
     let after = |from: i64| Duration::from_millis((last - from).max(1) as u64);
-    Turn::of(rows, after(first), after(milliseconds(streams))).with(cpu, peak, received)
+    let turn = Turn::of(rows, after(first), after(milliseconds(streams))).with(cpu, peak, received);
+    Turn { kafka_seconds: kafka, ..turn }
 }
 
 /// Waits until the broker has acknowledged so many records of this life.

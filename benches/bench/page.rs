@@ -34,7 +34,8 @@ machines give other rates.
 Rates count row changes from the first to the last: of Offshoot by the times at which the broker has appended the records, which are all
 read back and counted; of the other readers by our clock. Of `events` that means rows, also where four of them make one event. *Start to end*
 counts from when the reader streams: what the walsender takes before its first row is in it. Processor time is what the kernel counts for the process
-(of eager, plain and best for the thread that reads), without its start-up; memory is the kernel's `VmHWM`. *Segments* are TCP's, a row: the walsender sends every
+(of eager, plain and best for the thread that reads), without its start-up, and for the other two that share the cores: the walsender that serves it, since that connected,
+and Kafka's broker meanwhile. Memory is the kernel's `VmHWM`. *Segments* are TCP's, a row: the walsender sends every
 message by itself, and a reader that lets many of them travel in one segment makes the walsender faster. Reads of 16 KiB every half a millisecond are also a
 limit of their own, about 29 MB/s: of large rows *best* says more than *plain*.
 ";
@@ -140,7 +141,7 @@ fn table(page: &mut String, drained: &Drained) {
     }
     let _ = writeln!(
         page,
-        "\n| reader | rows/s | of plain | of best | start to end, s | CPU µs a row | peak MiB | segments a row |\n|---|---|---|---|---|---|---|---|"
+        "\n| reader | rows/s | of plain | of best | start to end, s | CPU µs a row | walsender µs | Kafka µs | peak MiB | segments a row |\n|---|---|---|---|---|---|---|---|---|---|"
     );
     let shown =
         |value: Option<f64>, decimals: usize| value.map_or(String::new(), |value| format!("{value:.decimals$}"));
@@ -150,12 +151,14 @@ fn table(page: &mut String, drained: &Drained) {
         let whole = crate::results::median(read.turns.iter().map(|turn| turn.seconds_streaming));
         let _ = writeln!(
             page,
-            "| {} | {rate} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {rate} | {} | {} | {} | {} | {} | {} | {} | {} |",
             read.reader.title(),
             to(Kind::Plain),
             to(Kind::Best),
             shown(whole, 2),
             shown(read.cpu_microseconds_per_row(), 2),
+            shown(read.microseconds_per_row(|turn| turn.walsender_seconds), 2),
+            shown(read.microseconds_per_row(|turn| turn.kafka_seconds), 2),
             shown(read.peak_mib(), 1),
             shown(read.segments_per_row(), 2),
         );

@@ -54,6 +54,12 @@ pub(crate) struct Turn {
     pub(crate) cpu_seconds: f64,
     pub(crate) peak_mib: Option<f64>,
     pub(crate) segments_per_row: Option<f64>,
+    /// Processor time of the walsender that serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) walsender_seconds: Option<f64>,
+    /// Processor time of Kafka's broker meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kafka_seconds: Option<f64>,
     /// Of a peer: seconds to its first record, and of processor time until then, which are in nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) start: Option<(f64, f64)>,
@@ -69,6 +75,8 @@ impl Turn {
             cpu_seconds: 0.0,
             peak_mib: None,
             segments_per_row: None,
+            walsender_seconds: None,
+            kafka_seconds: None,
             start: None,
         }
     }
@@ -80,6 +88,7 @@ impl Turn {
             cpu_seconds: cpu.as_secs_f64(),
             peak_mib: peak.map(mib),
             segments_per_row: received.map(|received| received.segments as f64 / rows),
+            walsender_seconds: received.map(|received| received.walsender.as_secs_f64()),
             ..self
         }
     }
@@ -116,7 +125,12 @@ impl Drained {
 impl Read {
     /// In the median of the rounds.
     pub(crate) fn cpu_microseconds_per_row(&self) -> Option<f64> {
-        median(self.turns.iter().map(|turn| turn.cpu_seconds * 1e6 / turn.rows as f64))
+        self.microseconds_per_row(|turn| Some(turn.cpu_seconds))
+    }
+
+    /// Of some seconds of each turn, in the median of the rounds.
+    pub(crate) fn microseconds_per_row(&self, seconds: fn(&Turn) -> Option<f64>) -> Option<f64> {
+        median(self.turns.iter().filter_map(|turn| Some(seconds(turn)? * 1e6 / turn.rows as f64)))
     }
 
     /// The most of all rounds.

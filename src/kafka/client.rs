@@ -81,12 +81,15 @@ const MESSAGE_BYTES_MAX: u32 = 100_000_000;
 /// over. What Kafka cannot take in that time is sent again from the slot.
 const TRANSACTION_TIMEOUT_MS: &str = "60000";
 
+/// How long a record waits for others to be sent with.
+const LINGER: &str = "queue.buffering.max.ms";
+
 /// What we set and the user may set otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
     // Halves what is sent and what the broker spends.
     ("compression.codec", "lz4"),
-    // Batches form by themselves while earlier ones are on their way.
-    ("queue.buffering.max.ms", "0"),
+    // What a broker spends goes by the request. Only under load does a record wait for so long: see the producer's `flushes`.
+    (LINGER, "10"),
     ("batch.size", "1000000"),
     // An outage of Kafka is waited out: the pipeline stops reading, and Postgres keeps the log.
     ("message.timeout.ms", "0"),
@@ -134,7 +137,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("bootstrap.servers", "metadata.broker.list"),
     ("max.in.flight", "max.in.flight.requests.per.connection"),
     ("sasl.mechanism", "sasl.mechanisms"),
-    ("linger.ms", "queue.buffering.max.ms"),
+    ("linger.ms", LINGER),
     ("retries", "message.send.max.retries"),
     ("compression.type", "compression.codec"),
     ("acks", "request.required.acks"),
@@ -306,13 +309,11 @@ pub fn producer_properties(config: &KafkaConfig, name: &str) -> Result<ClientCon
     let transactional = config.delivery == Delivery::ExactlyOnce;
     if transactional {
         properties.insert("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.into());
-        // Measured: the records of a transaction go out when it is committed at the latest.
-        properties.insert("queue.buffering.max.ms", "1".into());
     }
 
     let mut written: BTreeMap<&str, &str> = BTreeMap::new();
     for (name, value) in &config.properties {
-        let first = ALIASES.iter().find(|(alias, _)| alias == name).map_or(name.as_str(), |(_, first)| first);
+        let first = first_name(name);
         if let Some(other) = written.insert(first, name) {
             return Err(PropertyError::Twice { first: other.to_owned(), second: name.clone() });
         }
@@ -381,8 +382,18 @@ pub(crate) fn refused_together(error: &KafkaError) -> PropertyError {
     }
 }
 
+/// The name of a property that may be written by another.
+fn first_name(name: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, first)| first)
+}
+
+/// Whether the user says how long records wait for others.
+pub(super) fn sets_linger(config: &KafkaConfig) -> bool {
+    config.properties.keys().any(|name| first_name(name) == LINGER)
+}
+
 fn try_property(name: &str, value: &str) -> Result<(), PropertyError> {
-    let first = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, first)| first);
+    let first = first_name(name);
     if let Some((_, allowed, mend)) = OWNED.iter().find(|(owned, ..)| *owned == first) {
         let same = allowed.contains(&value);
         return if same { Ok(()) } else { Err(PropertyError::Owned { name: name.to_owned(), mend }) };
@@ -412,6 +423,17 @@ mod tests {
             properties: properties.iter().map(|(k, v)| ((*k).to_owned(), Property((*v).to_owned()))).collect(),
             ..KafkaConfig::at("localhost:1", Delivery::AtLeastOnce)
         }
+    }
+
+    #[test]
+    fn who_says_how_long_records_wait_is_heeded() {
+        for (properties, said) in
+            [(&[("linger.ms", "0")][..], true), (&[("queue.buffering.max.ms", "5")], true), (&[("acks", "all")], false)]
+        {
+            assert_eq!(sets_linger(&config(properties)), said, "{properties:?}");
+        }
+        let properties = producer_properties(&config(&[("linger.ms", "3")]), "shop").unwrap();
+        assert_eq!(properties.get(LINGER), Some("3"));
     }
 
     fn refusal(properties: &[(&str, &str)]) -> String {

@@ -72,6 +72,10 @@ const TRANSACTION_STEP: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_millis(3);
 /// How long the end of a session waits for its open transaction to be given up, so that readers need not wait for that.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
+/// With less than this in librdkafka's hands it is quiet, and records wait for no others: a few dozen of usual size.
+const QUIET_BYTES: usize = 16 * 1024;
+/// How long records then do not wait, while some are on their way all the time.
+const FLUSH_MAX: Duration = Duration::from_millis(5);
 /// In place of an `opaque`: the progress record.
 const PROGRESS: usize = usize::MAX;
 /// Beside the weight of a record of the replica's topic, in an `opaque`: no record weighs so much.
@@ -110,10 +114,21 @@ struct Shared {
     stop: AtomicBool,
     /// The ticket of the last record that librdkafka was given.
     newest: AtomicU64,
+    /// A flush is asked for, and not begun.
+    flush_asked: AtomicBool,
     outcome: Mutex<Outcome>,
     /// Wakes the loop.
     news: Notify,
     spare: Mutex<Vec<RecordBatch>>,
+}
+
+/// What the other thread is given to do, since it blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    /// What librdkafka has shall not wait for more.
+    Flush,
+    /// Everything that was sent, and then the transaction.
+    Commit,
 }
 
 /// What came of what was sent.
@@ -201,6 +216,17 @@ impl KafkaSink {
     ) -> Result<KafkaSink, SinkError> {
         let refused = |e: client::PropertyError| again(admission, Box::new(e));
         let properties = client::producer_properties(config, name).map_err(refused)?;
+        Self::start(config, name, buffer_bytes, admission, &properties)
+    }
+
+    fn start(
+        config: &KafkaConfig,
+        name: &str,
+        buffer_bytes: usize,
+        admission: &Arc<Admission>,
+        properties: &ClientConfig,
+    ) -> Result<KafkaSink, SinkError> {
+        let refused = |e: client::PropertyError| again(admission, Box::new(e));
         let admin = client::admin_properties(config, name).map_err(refused)?;
         let start = |e| SinkError::Passing(Box::new(ProduceError::Start(e)));
 
@@ -208,6 +234,7 @@ impl KafkaSink {
             wake: Wake::new().map_err(start)?,
             stop: AtomicBool::new(false),
             newest: AtomicU64::new(0),
+            flush_asked: AtomicBool::new(false),
             outcome: Mutex::default(),
             news: Notify::new(),
             spare: Mutex::default(),
@@ -223,7 +250,7 @@ impl KafkaSink {
         let (work, incoming) = mpsc::channel();
         let (ended_sender, ended) = oneshot::channel();
         let (asked, answers) = start_topic_thread(config, admin.clone(), &producer, &shared).map_err(start)?;
-        let (commit, commits) = start_commit_thread(&producer, &shared).map_err(start)?;
+        let (calls, commits) = start_calling_thread(&producer, &shared).map_err(start)?;
         let keeper = Keeper::new(config, name, admission);
         let timeout = properties.get("transaction.timeout.ms").and_then(|timeout| timeout.parse().ok());
         let worker = Worker {
@@ -245,8 +272,9 @@ impl KafkaSink {
             transaction_began: None,
             rests_until: None,
             acknowledged_at: None,
-            commit,
+            calls,
             commits,
+            flushes: config.delivery == Delivery::AtLeastOnce && !client::sets_linger(config),
             buffered: 0,
             topics: HashMap::new(),
             admin,
@@ -518,8 +546,10 @@ struct Worker {
     rests_until: Option<Instant>,
     /// When Kafka last took a record.
     acknowledged_at: Option<Instant>,
-    commit: mpsc::Sender<()>,
+    calls: mpsc::Sender<Call>,
     commits: mpsc::Receiver<Result<(), TransactionError>>,
+    /// Records wait for others to be sent with, but not while it is quiet. Those of a transaction go when it is committed.
+    flushes: bool,
     /// Bytes in librdkafka's hands.
     buffered: usize,
     topics: HashMap<String, KnownTopic>,
@@ -641,6 +671,7 @@ impl Worker {
     /// Hands the records of the batch at the front over; `None` when it is done.
     fn hand_over_batch(&mut self, turn: &mut usize) -> Result<Option<Turn>, SinkError> {
         self.begin()?;
+        let is_quiet = self.buffered < QUIET_BYTES;
         let Some(Work::Batch(batch, sent)) = self.waiting.front_mut() else { unreachable!("it is the front") };
         if *sent == 0 && !topics_ready(batch, &mut self.topics, &self.kept_topic, &self.asked) {
             return Ok(Some(Turn::Wait));
@@ -677,6 +708,9 @@ impl Worker {
         }
         if let Some(Work::Batch(batch, _)) = self.waiting.pop_front() {
             self.recycle(batch);
+        }
+        if self.flushes && is_quiet && !self.shared.flush_asked.swap(true, Ordering::AcqRel) {
+            self.call(Call::Flush);
         }
         Ok(None)
     }
@@ -741,10 +775,14 @@ impl Worker {
         self.buffered += progress::KEY.len() + value.len() + RECORD_OVERHEAD;
         if self.transaction.is_some() {
             self.transaction = Some(Phase::Committing);
-            // The thread ends only when we do.
-            let _ = self.commit.send(());
+            self.call(Call::Commit);
         }
         Ok(())
+    }
+
+    fn call(&self, call: Call) {
+        // The thread ends only when we do.
+        let _ = self.calls.send(call);
     }
 
     /// Serves librdkafka's events until there are none: deliveries, errors, logs.
@@ -1021,18 +1059,23 @@ fn start_topic_thread(
     Ok((asked, answers))
 }
 
-/// Starts the thread that commits: the call blocks until everything that was sent is there, and the producer's events must
-/// be served meanwhile.
+/// Starts the thread that commits and flushes: both calls block until everything that was sent is there, and the producer's
+/// events must be served meanwhile. It answers for commits alone.
 #[expect(clippy::type_complexity, reason = "the two ends of one conversation")]
-fn start_commit_thread(
+fn start_calling_thread(
     producer: &Arc<BaseProducer<Context>>,
     shared: &Arc<Shared>,
-) -> io::Result<(mpsc::Sender<()>, mpsc::Receiver<Result<(), TransactionError>>)> {
-    let (asked, questions) = mpsc::channel::<()>();
+) -> io::Result<(mpsc::Sender<Call>, mpsc::Receiver<Result<(), TransactionError>>)> {
+    let (asked, questions) = mpsc::channel::<Call>();
     let (answer, answers) = mpsc::channel();
     let (producer, shared) = (producer.clone(), shared.clone());
     let run = move || {
-        for () in questions {
+        for call in questions {
+            if call == Call::Flush {
+                shared.flush_asked.store(false, Ordering::Release);
+                transaction::flush(&producer, FLUSH_MAX);
+                continue;
+            }
             let mut result = transaction::commit(&producer, TRANSACTION_STEP);
             while result.as_ref().is_err_and(|error| error.retriable) && !shared.stop.load(Ordering::Acquire) {
                 result = transaction::commit(&producer, TRANSACTION_STEP);
@@ -1322,6 +1365,22 @@ mod tests {
         sink.send(batch).unwrap();
         let all = acknowledged(&mut sink, 3).await.unwrap();
         assert_eq!(all.iter().map(|a| a.ticket.0).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_record_waits_for_no_others_while_it_is_quiet() {
+        let cluster = cluster();
+        let config = config(cluster.bootstrap_servers(), &[]);
+        let mut properties = client::producer_properties(&config, "shop").unwrap();
+        properties.set("linger.ms", "600000");
+        let mut sink = KafkaSink::start(&config, "shop", 1 << 20, &Arc::default(), &properties).unwrap();
+        for ticket in 1..4 {
+            let mut batch = sink.batch();
+            push(&mut batch, &orders(), ticket, b"a", Some(b"small"));
+            sink.send(batch).unwrap();
+            assert_eq!(acknowledged(&mut sink, 1).await.unwrap()[0].ticket, Ticket(ticket));
+        }
+        sink.close().await;
     }
 
     #[tokio::test]

@@ -5,7 +5,8 @@ use std::{ffi::CStr, sync::Arc, time::Duration};
 use rdkafka::{
     bindings::{
         rd_kafka_abort_transaction, rd_kafka_commit_transaction, rd_kafka_error_code, rd_kafka_error_destroy,
-        rd_kafka_error_is_retriable, rd_kafka_error_string, rd_kafka_error_t, rd_kafka_init_transactions,
+        rd_kafka_error_is_retriable, rd_kafka_error_string, rd_kafka_error_t, rd_kafka_flush,
+        rd_kafka_init_transactions,
     },
     error::{KafkaError, RDKafkaErrorCode},
     producer::{BaseProducer, Producer, ProducerContext},
@@ -54,6 +55,13 @@ pub(crate) fn commit<C: ProducerContext>(
 pub(crate) fn abort<C: ProducerContext>(producer: &BaseProducer<C>, wait: Duration) -> Result<(), TransactionError> {
     // SAFETY: the client lives for as long as the call.
     told(unsafe { rd_kafka_abort_transaction(producer.client().native_ptr(), milliseconds(wait)) })
+}
+
+/// Lets no record wait for others to be sent with, until all are there or `wait` is over. Another thread must serve the
+/// producer's events meanwhile.
+pub(crate) fn flush<C: ProducerContext>(producer: &BaseProducer<C>, wait: Duration) {
+    // That time is over is no fault. SAFETY: the client lives for as long as the call.
+    unsafe { rd_kafka_flush(producer.client().native_ptr(), milliseconds(wait)) };
 }
 
 fn milliseconds(wait: Duration) -> i32 {
