@@ -8,4 +8,5 @@ mod reading;
 pub mod progress;
 pub mod kept;
 mod transaction;
+mod handle;
 pub mod producer;

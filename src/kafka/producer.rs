@@ -22,7 +22,7 @@ use rdkafka::{
     client::ClientContext,
     config::{ClientConfig, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
-    message::{Header, Message, OwnedHeaders},
+    message::Message,
     producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig},
 };
 use tokio::sync::{Notify, oneshot};
@@ -35,6 +35,7 @@ use crate::{
     kafka::{
         admin, client,
         fault::{self, Fault},
+        handle::{BY_KEY, TopicHandle},
         kept::Keeper,
         progress::{self, Reader},
         transaction::{self, TransactionError},
@@ -255,6 +256,8 @@ impl KafkaSink {
         let timeout = properties.get("transaction.timeout.ms").and_then(|timeout| timeout.parse().ok());
         let worker = Worker {
             queue,
+            topics: HashMap::new(),
+            handles: Vec::new(),
             producer,
             shared: shared.clone(),
             config: config.clone(),
@@ -276,7 +279,6 @@ impl KafkaSink {
             commits,
             flushes: config.delivery == Delivery::AtLeastOnce && !client::sets_linger(config),
             buffered: 0,
-            topics: HashMap::new(),
             admin,
             asked,
             answers,
@@ -525,8 +527,11 @@ impl ProducerContext for Context {
 /// The producer's thread. It sleeps in one place, until there is a batch, a delivery, an answer about a topic, or the
 /// end, all of which write to one eventfd; so it costs nothing when idle and loses no time when not.
 struct Worker {
-    // Before the producer: librdkafka wants its queues given back first.
+    // Before the producer: librdkafka wants its queues and topics given back first.
     queue: EventQueue,
+    topics: HashMap<String, KnownTopic>,
+    /// Of the batch that is being handed over, in the order of its topics.
+    handles: Vec<Arc<TopicHandle>>,
     producer: Arc<BaseProducer<Context>>,
     shared: Arc<Shared>,
     config: KafkaConfig,
@@ -552,7 +557,6 @@ struct Worker {
     flushes: bool,
     /// Bytes in librdkafka's hands.
     buffered: usize,
-    topics: HashMap<String, KnownTopic>,
     /// For questions to the cluster.
     admin: ClientConfig,
     asked: mpsc::Sender<Arc<Topic>>,
@@ -564,7 +568,8 @@ struct Worker {
 
 struct KnownTopic {
     table: String,
-    ready: bool,
+    /// Once it is known to exist.
+    handle: Option<Arc<TopicHandle>>,
 }
 
 /// Where a Kafka transaction is.
@@ -672,10 +677,13 @@ impl Worker {
     fn hand_over_batch(&mut self, turn: &mut usize) -> Result<Option<Turn>, SinkError> {
         self.begin()?;
         let is_quiet = self.buffered < QUIET_BYTES;
-        let Some(Work::Batch(batch, sent)) = self.waiting.front_mut() else { unreachable!("it is the front") };
-        if *sent == 0 && !topics_ready(batch, &mut self.topics, &self.kept_topic, &self.asked) {
-            return Ok(Some(Turn::Wait));
+        if let Some(Work::Batch(batch, 0)) = self.waiting.front() {
+            let topics = batch.topics().to_vec();
+            if !self.find_handles(&topics)? {
+                return Ok(Some(Turn::Wait));
+            }
         }
+        let Some(Work::Batch(batch, sent)) = self.waiting.front_mut() else { unreachable!("it is the front") };
         while let Some(record) = batch.records.get(*sent) {
             let weight = batch.weight_of(record);
             // A record larger than the whole budget goes alone.
@@ -686,7 +694,10 @@ impl Worker {
                 return Ok(Some(Turn::More));
             }
             self.shared.newest.fetch_max(record.ticket.0, Ordering::Relaxed);
-            match produce(&self.producer, batch, record, weight, &self.kept_topic) {
+            let is_kept = Arc::ptr_eq(batch.topic(record), &self.kept_topic);
+            let (partition, of_replica) = if is_kept { (REPLICA_PARTITION, OF_REPLICA) } else { (BY_KEY, 0) };
+            let opaque = opaque(record.ticket, weight) | of_replica;
+            match self.handles[record.topic].produce(&self.producer, batch, record, partition, opaque) {
                 Ok(()) => {}
                 Err(RDKafkaErrorCode::QueueFull) => return Ok(Some(Turn::Wait)),
                 Err(code) => {
@@ -713,6 +724,33 @@ impl Worker {
             self.call(Call::Flush);
         }
         Ok(None)
+    }
+
+    /// Finds the handles of a batch's topics, when all of them are known to exist; those that nobody has asked for yet are asked for.
+    fn find_handles(&mut self, topics: &[Arc<Topic>]) -> Result<bool, SinkError> {
+        self.handles.clear();
+        for topic in topics {
+            if let Some(known) = self.topics.get(&topic.name) {
+                self.handles.extend(known.handle.clone());
+                continue;
+            }
+            // The replica's has been found before, and is not made as the config's topics are.
+            let is_kept = Arc::ptr_eq(topic, &self.kept_topic);
+            let handle = if is_kept { Some(self.handle_of(&topic.name)?) } else { None };
+            self.handles.extend(handle.clone());
+            self.topics.insert(topic.name.clone(), KnownTopic { table: topic.table.clone(), handle });
+            if !is_kept {
+                // Its thread ends only when we do.
+                let _ = self.asked.send(topic.clone());
+            }
+        }
+        Ok(self.handles.len() == topics.len())
+    }
+
+    fn handle_of(&self, topic: &str) -> Result<Arc<TopicHandle>, SinkError> {
+        let failed =
+            |code| SinkError::Passing(Box::new(ProduceError::Delivery { topic: topic.into(), code, mend: None }));
+        TopicHandle::new(&self.producer, topic).map(Arc::new).map_err(failed)
     }
 
     /// Fences off whoever published before, and reads how far it came. Blocks: there is nothing else to do.
@@ -821,7 +859,8 @@ impl Worker {
         while let Ok((name, answer)) = self.answers.try_recv() {
             answer?;
             self.connection.answered();
-            self.topics.get_mut(&name).expect("it was asked for").ready = true;
+            let handle = self.handle_of(&name)?;
+            self.topics.get_mut(&name).expect("it was asked for").handle = Some(handle);
         }
         while let Ok(committed) = self.commits.try_recv() {
             // Why a record failed says more than that the commit did.
@@ -968,32 +1007,6 @@ impl Worker {
     }
 }
 
-/// Whether all topics of a batch are known to exist; those that nobody has asked for yet are asked for.
-fn topics_ready(
-    batch: &RecordBatch,
-    topics: &mut HashMap<String, KnownTopic>,
-    kept: &Arc<Topic>,
-    asked: &mpsc::Sender<Arc<Topic>>,
-) -> bool {
-    let mut ready = true;
-    for topic in batch.topics() {
-        if let Some(known) = topics.get(&topic.name) {
-            ready &= known.ready;
-        } else {
-            // The replica's has been found before, and is not made as the config's topics are.
-            let is_ready = Arc::ptr_eq(topic, kept);
-            topics.insert(topic.name.clone(), KnownTopic { table: topic.table.clone(), ready: is_ready });
-            if is_ready {
-                continue;
-            }
-            // Its thread ends only when we do.
-            let _ = asked.send(topic.clone());
-            ready = false;
-        }
-    }
-    ready
-}
-
 /// What librdkafka hands back with a record: the lower half of its ticket, and what it takes of the budget, so that a delivery need not
 /// count that again. librdkafka takes no record of 1 GB.
 fn opaque(ticket: Ticket, weight: usize) -> usize {
@@ -1004,33 +1017,6 @@ fn opaque(ticket: Ticket, weight: usize) -> usize {
 fn of_opaque(opaque: usize, newest: u64) -> (Ticket, usize) {
     let age = (newest as u32).wrapping_sub((opaque >> 32) as u32);
     (Ticket(newest - u64::from(age)), opaque & (OF_REPLICA - 1))
-}
-
-fn produce(
-    producer: &BaseProducer<Context>,
-    batch: &RecordBatch,
-    record: &Record,
-    weight: usize,
-    kept: &Arc<Topic>,
-) -> Result<(), RDKafkaErrorCode> {
-    let topic = batch.topic(record);
-    let mut out: BaseRecord<'_, [u8], [u8], usize> =
-        BaseRecord::with_opaque_to(&topic.name, opaque(record.ticket, weight));
-    if Arc::ptr_eq(topic, kept) {
-        out.delivery_opaque |= OF_REPLICA;
-        out.partition = Some(REPLICA_PARTITION);
-    }
-    out.key = record.key.clone().map(|range| &batch.bytes[range]);
-    out.payload = record.payload.clone().map(|range| &batch.bytes[range]);
-    out.timestamp = record.timestamp;
-    if !record.headers.is_empty() {
-        let headers = &batch.headers[record.headers.clone()];
-        let all = OwnedHeaders::new_with_capacity(headers.len());
-        out.headers = Some(headers.iter().fold(all, |all, header| {
-            all.insert(Header { key: &header.name, value: header.value.clone().map(|range| &batch.bytes[range]) })
-        }));
-    }
-    producer.send(out).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
 }
 
 /// Starts the thread that looks topics up and makes them: its questions block, and acknowledgements must not wait.
