@@ -116,7 +116,7 @@ impl Asked {
             add(&SHAPES[0], 5, self.rounds);
         }
         for (part, takes) in [
-            (Part::Latency, 20.0 + 6.0 * (self.latency.as_secs_f64() + 4.0)),
+            (Part::Latency, 20.0 + 7.0 * (self.latency.as_secs_f64() + 4.0)),
             (Part::Recovery, self.wal_mib as f64 / 1024.0 * 70.0),
             (Part::Start, self.starts as f64 * 2.0 * 1.5),
             (Part::Idle, self.idle.as_secs_f64() + 8.0),

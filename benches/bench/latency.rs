@@ -1,7 +1,7 @@
-//! Commits at a steady rate -> how long each takes to a consumer that reads committed, beside a bare Kafka transaction.
+//! Commits at a steady rate -> how long each takes to a consumer that reads committed, beside what Kafka takes by itself.
 //!
 //! Writer and consumer are threads of this process and read one clock. A commit is timed from just before COMMIT is sent
-//! until the consumer has the record; a bare transaction, of two records, from just before the first of them is sent.
+//! until the consumer has the record; what Kafka takes by itself, from just before the record is sent, or the first of a transaction's two.
 
 use std::{
     sync::{
@@ -72,7 +72,7 @@ pub(crate) fn measure(servers: &Servers<'_>, asked: &Asked, progress: &Progress)
     let length = WARM_UP + asked.latency;
     servers.postgres.session("postgres").execute("CREATE TABLE told (id bigint PRIMARY KEY, note text)");
     // The broker compiles itself while it is in use: the first case would pay for all.
-    bare(servers.broker, Some(200), WARM_UP);
+    bare(servers.broker, "exactly_once", Some(200), WARM_UP);
     let mut all = Vec::new();
     for delivery in ["exactly_once", "at_least_once"] {
         for rate in [20, 500] {
@@ -80,14 +80,16 @@ pub(crate) fn measure(servers: &Servers<'_>, asked: &Asked, progress: &Progress)
             all.push(case("a commit", Some(delivery), rate, &published(servers, delivery, rate, length)));
         }
     }
-    progress.tell("latency: Kafka transactions alone");
+    progress.tell("latency: Kafka alone");
+    let records = bare(servers.broker, "at_least_once", Some(500), length);
+    all.push(case("a record of Kafka's, nothing else", None, 500, &records));
     all.push(case(
         "a Kafka transaction of two records, nothing else",
         None,
         20,
-        &bare(servers.broker, Some(20), length),
+        &bare(servers.broker, "exactly_once", Some(20), length),
     ));
-    let back_to_back = bare(servers.broker, None, length);
+    let back_to_back = bare(servers.broker, "exactly_once", None, length);
     let rate = back_to_back.len() as u64 / asked.latency.as_secs().max(1);
     all.push(case("the same, one after the other", None, rate, &back_to_back));
     servers.postgres.session("postgres").execute("DROP TABLE told");
@@ -153,13 +155,19 @@ fn published(servers: &Servers<'_>, delivery: &str, rate: u64, length: Duration)
     times.sorted()
 }
 
-/// What transactions of two records take to the consumer, by a producer that does nothing else.
-fn bare(broker: &Broker, rate: Option<u64>, length: Duration) -> Vec<Duration> {
+/// What a record takes to the consumer, or a transaction of two, by a producer that does nothing else.
+fn bare(broker: &Broker, delivery: &str, rate: Option<u64>, length: Duration) -> Vec<Duration> {
     let topic = broker.topic("bare");
+    let is_transactional = delivery == "exactly_once";
     let mut client = broker.client();
-    client.set("transactional.id", &topic).set("compression.codec", "lz4").set("linger.ms", "0");
+    client.set("enable.idempotence", "true").set("compression.codec", "lz4").set("linger.ms", "0");
+    if is_transactional {
+        client.set("transactional.id", &topic);
+    }
     let producer: Arc<BaseProducer> = Arc::new(client.create().expect("the configuration is right"));
-    producer.init_transactions(DEADLINE).expect("the broker answers");
+    if is_transactional {
+        producer.init_transactions(DEADLINE).expect("the broker answers");
+    }
     let over = Arc::new(AtomicBool::new(false));
     let poller = {
         let (producer, over) = (producer.clone(), over.clone());
@@ -171,12 +179,17 @@ fn bare(broker: &Broker, rate: Option<u64>, length: Duration) -> Vec<Duration> {
     };
     let times = Arc::new(Times::default());
     let reader = Reading::of(broker, &topic, &times, |key| std::str::from_utf8(key).ok()?.parse().ok());
+    let send = |number: usize, record: &str| {
+        producer.send(BaseRecord::to(&topic).key(&number.to_string()).payload(record)).expect("there is room");
+    };
     let all = paced(rate, length, |number| {
         put(&times.begun, number, Instant::now());
-        producer.begin_transaction().expect("there is none");
-        for record in ["first", "second"] {
-            producer.send(BaseRecord::to(&topic).key(&number.to_string()).payload(record)).expect("there is room");
+        if !is_transactional {
+            return send(number, "alone");
         }
+        producer.begin_transaction().expect("there is none");
+        send(number, "first");
+        send(number, "second");
         // The wrapper's own waits in steps of 100 ms.
         // SAFETY: the client lives for as long as the call, and an error is ours to destroy.
         let error = unsafe { rd_kafka_commit_transaction(producer.client().native_ptr(), DEADLINE.as_millis() as i32) };

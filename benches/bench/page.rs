@@ -172,7 +172,7 @@ fn latency(page: &mut String, results: &Results) {
     }
     let _ = writeln!(
         page,
-        "## A commit\n\nFrom just before COMMIT is sent to a consumer that reads committed. A bare Kafka transaction is two records by librdkafka on the same\n\
+        "## A commit\n\nFrom just before COMMIT is sent to a consumer that reads committed. What has nothing else in it is librdkafka's on the same\n\
          broker, read by the same consumer: what there is to lose without Offshoot.\n\n| | delivery | a second | p50 ms | p99 ms | max ms | counted |\n|---|---|---|---|---|---|---|"
     );
     for case in &results.latency {

@@ -227,7 +227,7 @@ events: { SeatPriced: { of: Seat, when: { sold: changed }, data: { seatId: id, w
         schema: "CREATE TABLE noise (id bigint, note text);
             CREATE TABLE seat (id bigint PRIMARY KEY, section text, row int, number int, price numeric(8,2), sold boolean,
             held_until timestamptz, note text)",
-        rows: 60_000,
+        rows: 120_000,
         write: "INSERT INTO noise SELECT i, 'a note of some length that nobody reads' FROM generate_series(t * n * 9, (t + 1) * n * 9 - 1) i;
             INSERT INTO seat SELECT i, 'section ' || i % 40, i % 50, i % 97, i % 300 + 0.5, i % 3 = 0, now(), 'a note'
             FROM generate_series(t * n, (t + 1) * n - 1) i",
