@@ -100,20 +100,20 @@ impl Asked {
         // Writing a row to the table.
         const WRITE: f64 = 30e-6;
         let (mut turns, mut seconds) = (0, 15.0);
-        let mut add = |shape: &Shape, readers: usize, rounds: usize| {
+        let mut add = |shape: &Shape, all: usize| {
             let rows = shape.size(self.rows).0 as f64;
-            let all = readers * rounds;
             turns += all as u64;
             seconds += rows * WRITE + all as f64 * (TURN + rows * shape.estimate as f64 / 1e6);
         };
         if self.has(Part::Drain) {
             for (at, shape) in self.shapes.iter().enumerate() {
                 let warm_up = if at == 0 { self.warm_up } else { 0 };
-                add(shape, readers::of(shape, &self.readers).len(), self.rounds + warm_up);
+                let readers = readers::of(shape, &self.readers);
+                add(shape, readers.iter().map(|reader| reader.turns(self.rounds + warm_up)).sum());
             }
         }
         if self.has(Part::Tls) {
-            add(&SHAPES[0], 5, self.rounds);
+            add(&SHAPES[0], 5 * self.rounds);
         }
         for (part, takes) in [
             (Part::Latency, 20.0 + 7.0 * (self.latency.as_secs_f64() + 4.0)),

@@ -107,9 +107,13 @@ pub(crate) fn measure(
     let db = servers.postgres.create_database();
     db.execute(&shape.schema());
     let mut backlog = Backlog { shape, servers, db: &db, rows, transactions, end: 0 };
-    progress.tell(&format!("{}: {} slots", shape.name, readers.len() * (rounds + warm_up)));
-    let lanes: Vec<Vec<Lane<'_>>> = (0..warm_up + rounds)
-        .map(|round| readers.iter().enumerate().map(|(at, reader)| prepare(&backlog, *reader, round, at)).collect())
+    let all = warm_up + rounds;
+    progress.tell(&format!("{}: {} slots", shape.name, readers.iter().map(|reader| reader.turns(all)).sum::<usize>()));
+    let lanes: Vec<Vec<Lane<'_>>> = (0..all)
+        .map(|round| {
+            let readers = readers.iter().enumerate().filter(|(_, reader)| round + reader.turns(all) >= all);
+            readers.map(|(at, reader)| prepare(&backlog, *reader, round, at)).collect()
+        })
         .collect();
     progress.tell(&format!("{}: writes {rows} rows", shape.name));
     db.execute(&shape.backlog(rows, transactions));
@@ -121,6 +125,8 @@ pub(crate) fn measure(
         // Nobody always comes after the same one.
         let first = round % lanes.len();
         lanes.rotate_left(first);
+        // Others' programs come after all of ours.
+        lanes.sort_by_key(|lane| lane.peer.is_some());
         for lane in lanes {
             progress.turn(&format!(
                 "{}, round {} of {}: {}",

@@ -110,6 +110,11 @@ impl Reader {
         Reader { kind, memory: false, streamed: false, tls: false }
     }
 
+    /// How many turns it has in so many rounds; the last ones. Another's program takes as long as everybody else together.
+    pub(crate) fn turns(self, rounds: usize) -> usize {
+        if self.kind == Debezium { 1 } else { rounds }
+    }
+
     /// For people.
     pub(crate) fn title(self) -> String {
         let with = [(self.memory, ", 512 MB"), (self.streamed, ", streamed"), (self.tls, ", TLS")];

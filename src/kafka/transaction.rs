@@ -1,4 +1,4 @@
-//! Kafka transactions, as librdkafka has them: what the wrapper does in slices of 100 ms, done at once.
+//! Kafka transactions and flushes, as librdkafka has them: what the wrapper does in slices of 100 ms, done at once.
 
 use std::{ffi::CStr, sync::Arc, time::Duration};
 
