@@ -1358,7 +1358,7 @@ mod tests {
         let cluster = cluster();
         let config = config(cluster.bootstrap_servers(), &[]);
         let mut properties = client::producer_properties(&config, "shop").unwrap();
-        properties.set("linger.ms", "600000");
+        properties.set("queue.buffering.max.ms", "600000");
         let mut sink = KafkaSink::start(&config, "shop", 1 << 20, &Arc::default(), &properties).unwrap();
         for ticket in 1..4 {
             let mut batch = sink.batch();
