@@ -82,7 +82,7 @@ const MESSAGE_BYTES_MAX: u32 = 100_000_000;
 const TRANSACTION_TIMEOUT_MS: &str = "60000";
 
 /// How long a record waits for others to be sent with.
-const LINGER: &str = "queue.buffering.max.ms";
+pub(super) const LINGER: &str = "queue.buffering.max.ms";
 
 /// What we set and the user may set otherwise.
 const DEFAULTS: &[(&str, &str)] = &[

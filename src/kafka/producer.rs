@@ -1358,15 +1358,21 @@ mod tests {
         let cluster = cluster();
         let config = config(cluster.bootstrap_servers(), &[]);
         let mut properties = client::producer_properties(&config, "shop").unwrap();
-        properties.set("queue.buffering.max.ms", "600000");
+        let linger = Duration::from_secs(1);
+        properties.set(client::LINGER, linger.as_millis().to_string());
         let mut sink = KafkaSink::start(&config, "shop", 1 << 20, &Arc::default(), &properties).unwrap();
-        for ticket in 1..4 {
+        // A flush is over after `FLUSH_MAX`, also when there is no connection yet; without one, each of them waits.
+        for ticket in 1..=10 {
             let mut batch = sink.batch();
             push(&mut batch, &orders(), ticket, b"a", Some(b"small"));
+            let sent = Instant::now();
             sink.send(batch).unwrap();
             assert_eq!(acknowledged(&mut sink, 1).await.unwrap()[0].ticket, Ticket(ticket));
+            if sent.elapsed() < linger / 2 {
+                return sink.close().await;
+            }
         }
-        sink.close().await;
+        panic!("each has waited for others");
     }
 
     #[tokio::test]
